@@ -1,0 +1,52 @@
+// Distinct types for the identities that travel together, so that no two can be swapped.
+#ifndef SWITCHYARD_BASE_IDS_H_
+#define SWITCHYARD_BASE_IDS_H_
+
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <utility>
+
+namespace switchyard {
+
+// A value of type T that only compares with its own kind.
+template <typename Tag, typename T>
+class StrongId {
+ public:
+  StrongId() = default;
+  explicit StrongId(T value) : value_(std::move(value)) {}
+  const T& value() const { return value_; }
+  friend auto operator<=>(const StrongId&, const StrongId&) = default;
+  friend bool operator==(const StrongId&, const StrongId&) = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const StrongId& id) {
+    return H::combine(std::move(h), id.value_);
+  }
+  friend std::ostream& operator<<(std::ostream& os, const StrongId& id) { return os << id.value_; }
+
+ private:
+  T value_{};
+};
+
+using JobId = StrongId<struct JobIdTag, std::string>;        // "projects/p/jobs/j"
+using NodeId = StrongId<struct NodeIdTag, std::string>;      // the agent's --node
+using Incarnation = StrongId<struct IncarnationTag, std::string>;  // one life of one agent process
+
+// One try at a job; `number` is the fencing token.
+struct AttemptId {
+  JobId job;
+  int32_t number = 0;
+  friend auto operator<=>(const AttemptId&, const AttemptId&) = default;
+  friend bool operator==(const AttemptId&, const AttemptId&) = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const AttemptId& id) {
+    return H::combine(std::move(h), id.job, id.number);
+  }
+  friend std::ostream& operator<<(std::ostream& os, const AttemptId& id) {
+    return os << id.job << "/attempts/" << id.number;
+  }
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_BASE_IDS_H_

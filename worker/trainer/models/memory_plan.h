@@ -1,0 +1,38 @@
+// Bytes that one rank needs, before anything is allocated. Pure and torch-free: the coordinator's
+// PlanJob and the trainer's start print the same numbers.
+#ifndef SWITCHYARD_WORKER_TRAINER_MODELS_MEMORY_PLAN_H_
+#define SWITCHYARD_WORKER_TRAINER_MODELS_MEMORY_PLAN_H_
+
+#include <cstdint>
+
+#include "worker/trainer/models/model_config.h"
+
+namespace switchyard {
+
+struct MemoryPlanInput {
+  int64_t world_size = 1;
+  int64_t ep_size = 1;
+  int64_t dp_replicate_size = 1;
+  int64_t microbatch_tokens = 0;  // local_batch_size x row length
+  int64_t weight_bytes = 4;       // of one weight in training: 4 fp32, 2 bf16
+  int64_t moment_bytes = 4;
+  bool full_recompute = false;
+  bool reshard_after_forward = true;
+  int64_t loss_chunk_tokens = 0;  // 0: the trainer's default
+};
+
+struct MemoryPlan {
+  int64_t weights = 0;      // this rank's shards
+  int64_t gradients = 0;    // fp32 shards and the buckets being accumulated
+  int64_t optimizer = 0;    // moments, and the 16-bit remainder of bf16 weights
+  int64_t activations = 0;  // saved by the forward of one micro-batch
+  int64_t buffers = 0;      // gathered buckets, dispatch buffers, logits chunk
+  int64_t total() const { return weights + gradients + optimizer + activations + buffers; }
+};
+
+// ep_size must divide world_size and num_experts (checked by the callers' Validate).
+MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_TRAINER_MODELS_MEMORY_PLAN_H_
