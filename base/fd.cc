@@ -23,7 +23,8 @@ absl::StatusOr<Pipe> MakePipe() {
 }
 
 absl::Status ErrnoStatus(absl::string_view what, absl::string_view path, int error) {
-  const std::string message = absl::StrCat(what, path.empty() ? "" : " ", path, ": ", strerror(error));
+  const std::string message =
+      absl::StrCat(what, path.empty() ? "" : " ", path, ": ", strerror(error));
   switch (error) {
     case ENOENT:
     case ENOTDIR:
@@ -104,7 +105,8 @@ absl::Status MakeFolders(const std::string& path) {
   struct stat st;
   for (size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
     const std::string part = path.substr(0, end);
-    if (::mkdir(part.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus("mkdir", part, errno);
+    if (::mkdir(part.c_str(), 0755) != 0 && errno != EEXIST)
+      return ErrnoStatus("mkdir", part, errno);
     if (end == std::string::npos) break;
   }
   if (::stat(path.c_str(), &st) != 0) return ErrnoStatus("stat", path, errno);

@@ -38,8 +38,8 @@ struct Pipe {
 // Both ends close-on-exec.
 absl::StatusOr<Pipe> MakePipe();
 
-// "open /x/y: No such file or directory", with the code that fits errno (NotFound, PermissionDenied,
-// ResourceExhausted for a full disk, else Unavailable).
+// "open /x/y: No such file or directory", with the code that fits errno (NotFound,
+// PermissionDenied, ResourceExhausted for a full disk, else Unavailable).
 absl::Status ErrnoStatus(absl::string_view what, absl::string_view path, int error);
 
 // The whole file. Errors: as ErrnoStatus.

@@ -28,8 +28,8 @@ class StrongId {
   T value_{};
 };
 
-using JobId = StrongId<struct JobIdTag, std::string>;        // "projects/p/jobs/j"
-using NodeId = StrongId<struct NodeIdTag, std::string>;      // the agent's --node
+using JobId = StrongId<struct JobIdTag, std::string>;              // "projects/p/jobs/j"
+using NodeId = StrongId<struct NodeIdTag, std::string>;            // the agent's --node
 using Incarnation = StrongId<struct IncarnationTag, std::string>;  // one life of one agent process
 
 // One try at a job; `number` is the fencing token.

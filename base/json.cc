@@ -17,8 +17,10 @@ std::string ReplaceBareWords(absl::string_view text) {
   bool in_string = false;
   for (size_t i = 0; i < out.size(); ++i) {
     if (in_string) {
-      if (out[i] == '\\') ++i;
-      else if (out[i] == '"') in_string = false;
+      if (out[i] == '\\')
+        ++i;
+      else if (out[i] == '"')
+        in_string = false;
       continue;
     }
     if (out[i] == '"') in_string = true;
@@ -78,10 +80,14 @@ bool Convert(const Json& value, double* out) {
   }
   if (!value.is_string()) return false;
   const std::string& text = value.get_ref<const std::string&>();
-  if (text == "NaN") *out = std::numeric_limits<double>::quiet_NaN();
-  else if (text == "Infinity") *out = std::numeric_limits<double>::infinity();
-  else if (text == "-Infinity") *out = -std::numeric_limits<double>::infinity();
-  else return false;
+  if (text == "NaN")
+    *out = std::numeric_limits<double>::quiet_NaN();
+  else if (text == "Infinity")
+    *out = std::numeric_limits<double>::infinity();
+  else if (text == "-Infinity")
+    *out = -std::numeric_limits<double>::infinity();
+  else
+    return false;
   return true;
 }
 
@@ -103,14 +109,22 @@ bool Convert(const Json& value, std::vector<T>* out) {
   return true;
 }
 
-template <typename T> constexpr absl::string_view kTypeName = "";
-template <> constexpr absl::string_view kTypeName<bool> = "true or false";
-template <> constexpr absl::string_view kTypeName<int64_t> = "an integer";
-template <> constexpr absl::string_view kTypeName<double> = "a number";
-template <> constexpr absl::string_view kTypeName<std::string> = "a string";
-template <> constexpr absl::string_view kTypeName<std::vector<int64_t>> = "a list of integers";
-template <> constexpr absl::string_view kTypeName<std::vector<double>> = "a list of numbers";
-template <> constexpr absl::string_view kTypeName<std::vector<std::string>> = "a list of strings";
+template <typename T>
+constexpr absl::string_view kTypeName = "";
+template <>
+constexpr absl::string_view kTypeName<bool> = "true or false";
+template <>
+constexpr absl::string_view kTypeName<int64_t> = "an integer";
+template <>
+constexpr absl::string_view kTypeName<double> = "a number";
+template <>
+constexpr absl::string_view kTypeName<std::string> = "a string";
+template <>
+constexpr absl::string_view kTypeName<std::vector<int64_t>> = "a list of integers";
+template <>
+constexpr absl::string_view kTypeName<std::vector<double>> = "a list of numbers";
+template <>
+constexpr absl::string_view kTypeName<std::vector<std::string>> = "a list of strings";
 
 }  // namespace
 

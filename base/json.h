@@ -17,8 +17,8 @@ namespace switchyard {
 // built with -fno-exceptions would abort. Use the functions below.
 using Json = nlohmann::ordered_json;
 
-// Accepts what Python's json.dumps writes, so also the bare words NaN, Infinity and -Infinity, which
-// become null. `what` names the text in errors ("config.json"), with the byte of the fault.
+// Accepts what Python's json.dumps writes, so also the bare words NaN, Infinity and -Infinity,
+// which become null. `what` names the text in errors ("config.json"), with the byte of the fault.
 // Errors: InvalidArgument.
 absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view what);
 
@@ -28,12 +28,11 @@ absl::StatusOr<Json> ReadJsonFile(const std::string& path);
 // indent < 0: compact. Invalid UTF-8 becomes U+FFFD.
 std::string DumpJson(const Json& value, int indent = -1);
 
-// The member `key` of an object as a T. T: bool, int64_t, double, std::string, std::vector<int64_t>,
-// std::vector<double>, std::vector<std::string>. An int64_t may also be a string of digits, as
-// protobuf's JSON mapping writes it, or a float without fraction; a double may be an integer or the
-// strings "NaN", "Infinity", "-Infinity".
-// Errors: NotFound without the key or when it is null; InvalidArgument: another type; both name the
-// key and what was found.
+// The member `key` of an object as a T. T: bool, int64_t, double, std::string,
+// std::vector<int64_t>, std::vector<double>, std::vector<std::string>. An int64_t may also be a
+// string of digits, as protobuf's JSON mapping writes it, or a float without fraction; a double may
+// be an integer or the strings "NaN", "Infinity", "-Infinity". Errors: NotFound without the key or
+// when it is null; InvalidArgument: another type; both name the key and what was found.
 template <typename T>
 absl::StatusOr<T> JsonGet(const Json& object, absl::string_view key);
 

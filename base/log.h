@@ -47,19 +47,19 @@ struct Voidify {
 #define SY_LOG_LEVEL_WARNING ::switchyard::LogLevel::kWarning
 #define SY_LOG_LEVEL_ERROR ::switchyard::LogLevel::kError
 
-#define SY_LOG(level)                                                  \
-  !::switchyard::log_internal::Enabled(SY_LOG_LEVEL_##level)           \
-      ? (void)0                                                        \
-      : ::switchyard::log_internal::Voidify() &                        \
+#define SY_LOG(level)                                        \
+  !::switchyard::log_internal::Enabled(SY_LOG_LEVEL_##level) \
+      ? (void)0                                              \
+      : ::switchyard::log_internal::Voidify() &              \
             ::switchyard::log_internal::Line(SY_LOG_LEVEL_##level, __FILE__, __LINE__).stream()
 
 // For programmer errors only, never for input. Prints and aborts.
-#define SY_CHECK(condition)                                                                   \
-  (condition) ? (void)0                                                                       \
-              : ::switchyard::log_internal::Voidify() &                                       \
-                    ::switchyard::log_internal::Line(SY_LOG_LEVEL_ERROR, __FILE__, __LINE__,  \
-                                                     /*fatal=*/true)                          \
-                            .stream()                                                         \
+#define SY_CHECK(condition)                                                                  \
+  (condition) ? (void)0                                                                      \
+              : ::switchyard::log_internal::Voidify() &                                      \
+                    ::switchyard::log_internal::Line(SY_LOG_LEVEL_ERROR, __FILE__, __LINE__, \
+                                                     /*fatal=*/true)                         \
+                            .stream()                                                        \
                         << "bug: check failed: " #condition " "
 
 #endif  // SWITCHYARD_BASE_LOG_H_

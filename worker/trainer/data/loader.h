@@ -1,5 +1,5 @@
-// Which rows make up a micro-batch. A pure function of (seed, epoch, step, rank): resuming is asking
-// for a later step, and another world size sees the same global batches. Torch-free.
+// Which rows make up a micro-batch. A pure function of (seed, epoch, step, rank): resuming is
+// asking for a later step, and another world size sees the same global batches. Torch-free.
 #ifndef SWITCHYARD_WORKER_TRAINER_DATA_LOADER_H_
 #define SWITCHYARD_WORKER_TRAINER_DATA_LOADER_H_
 
@@ -36,8 +36,8 @@ struct LoaderOptions {
 // Epoch e visits the permutation drawn from (seed, e, number of rows), by Fisher-Yates over a
 // counter-based generator that is part of this library, so it never changes with another one.
 // Step s of an epoch takes rows [s G, (s + 1) G) of it; micro-batch m of rank r takes rows
-// [(m D + r) L, + L) of those. The last step of an epoch may hold fewer rows: some micro-batches are
-// then short or empty; nothing is dropped and nothing is seen twice.
+// [(m D + r) L, + L) of those. The last step of an epoch may hold fewer rows: some micro-batches
+// are then short or empty; nothing is dropped and nothing is seen twice.
 class Loader {
  public:
   // Errors: InvalidArgument unless global_batch_size is a multiple of local_batch_size * dp_size

@@ -9,9 +9,9 @@
 //     documents   int64 [num_documents + 1]   first token of each document, then num_tokens
 //     rows        int64 [num_rows + 1]        first document of each row, then num_documents
 // Header keys: version (1), num_tokens, num_documents, num_rows, row_length (capacity of a row in
-// tokens), vocab_size (1 + the largest id), supervised_tokens, fingerprint (hex digest of inputs and
-// settings), crc32c (of everything after the header), sections {name: {offset, bytes}}.
-// There is no padding in the file: rows hold real tokens only.
+// tokens), vocab_size (1 + the largest id), supervised_tokens, fingerprint (hex digest of inputs
+// and settings), crc32c (of everything after the header), sections {name: {offset, bytes}}. There
+// is no padding in the file: rows hold real tokens only.
 #ifndef SWITCHYARD_WORKER_TRAINER_DATA_TOKEN_FILE_H_
 #define SWITCHYARD_WORKER_TRAINER_DATA_TOKEN_FILE_H_
 
