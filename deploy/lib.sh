@@ -49,16 +49,18 @@ build() {
     >"$(log_file configure)" 2>&1 ||
     die_with_log configure "cmake could not configure" \
       "the message above names what was not found; deploy/setup installs it; after an upgrade remove $SY_BUILD_DIR"
-  if [ -t 1 ]; then
-    cmake --build "$SY_BUILD_DIR" -j "$jobs" --target "$@" 2>&1 | tee "$(log_file build)" | grep --line-buffered -o '^\[[0-9]*/[0-9]*\]' |
-      while read -r line; do printf '\r[%s] %s ' "$(basename "$0")" "$line"; done || true
-    echo
-    ! grep -q '^FAILED:' "$(log_file build)" || die_with_log build "the build failed" "see the first 'FAILED:' in the log"
-  else
-    cmake --build "$SY_BUILD_DIR" -j "$jobs" --target "$@" >"$(log_file build)" 2>&1 || {
-      grep -m 3 -A 12 '^FAILED:' "$(log_file build)" >&2 || true
-      die_with_log build "the build failed" "see the first 'FAILED:' in the log"
-    }
-  fi
+  cmake --build "$SY_BUILD_DIR" -j "$jobs" --target "$@" >"$(log_file build)" 2>&1 &
+  local pid=$!
+  trap "kill $pid 2>/dev/null; exit 130" INT TERM
+  while kill -0 $pid 2>/dev/null; do
+    [ -t 1 ] && printf '\r[%s] %s ' "$(basename "$0")" "$(grep -o '^\[[0-9]*/[0-9]*\]' "$(log_file build)" | tail -n 1)"
+    sleep 1
+  done
+  [ -t 1 ] && echo
+  trap - INT TERM
+  wait $pid || {
+    grep -m 3 -A 12 '^FAILED:' "$(log_file build)" >&2 || true
+    die_with_log build "the build failed" "see the first 'FAILED:' in the log"
+  }
   say "built in $((SECONDS - start)) s"
 }
