@@ -1,6 +1,6 @@
 // How parameters lie in flat buckets. A bucket is gathered, reduced and sharded as one buffer; a
-// parameter is a view of it, and every tensor of the published checkpoint is one contiguous range of
-// it, row-major, in the checkpoint's own [out, in] order. Reading, writing and resharding are
+// parameter is a view of it, and every tensor of the published checkpoint is one contiguous range
+// of it, row-major, in the checkpoint's own [out, in] order. Reading, writing and resharding are
 // therefore arithmetic on ranges. Torch-free plain data.
 #ifndef SWITCHYARD_WORKER_TRAINER_PARALLEL_BUCKET_LAYOUT_H_
 #define SWITCHYARD_WORKER_TRAINER_PARALLEL_BUCKET_LAYOUT_H_
@@ -17,7 +17,7 @@ struct TensorSlot {
   std::vector<int64_t> shape;  // published shape
   int64_t offset = 0;          // first element, from the start of the bucket
   int64_t numel = 0;
-  bool decay = true;           // weight decay applies (AutoModel and torch: to all parameters)
+  bool decay = true;  // weight decay applies (AutoModel and torch: to all parameters)
 };
 
 enum class BucketKind {
@@ -28,8 +28,8 @@ enum class BucketKind {
 struct BucketLayout {
   std::string name;  // "embedding", "layers.3.dense", "layers.3.experts", "head"
   BucketKind kind = BucketKind::kDense;
-  int64_t layer = -1;  // -1: embedding, final norm or head
-  int64_t numel = 0;   // without padding
+  int64_t layer = -1;             // -1: embedding, final norm or head
+  int64_t numel = 0;              // without padding
   std::vector<TensorSlot> slots;  // ascending offset, back to back
 };
 

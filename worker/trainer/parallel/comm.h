@@ -1,12 +1,12 @@
-// Collectives over one group of ranks, whatever carries them: C10dComm (Gloo or NCCL process groups)
-// or InProcessComm (ranks as threads of one process; a test seam, never a product mode).
+// Collectives over one group of ranks, whatever carries them: C10dComm (Gloo or NCCL process
+// groups) or InProcessComm (ranks as threads of one process; a test seam, never a product mode).
 #ifndef SWITCHYARD_WORKER_TRAINER_PARALLEL_COMM_H_
 #define SWITCHYARD_WORKER_TRAINER_PARALLEL_COMM_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 namespace switchyard {
 

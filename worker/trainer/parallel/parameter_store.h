@@ -7,9 +7,9 @@
 
 namespace switchyard {
 
-// Buckets are numbered as in the list of BucketLayouts that the store was made from. Calls come from
-// one thread. On several ranks every call that may communicate is made in the same order on all
-// ranks, also by a rank whose micro-batch is empty.
+// Buckets are numbered as in the list of BucketLayouts that the store was made from. Calls come
+// from one thread. On several ranks every call that may communicate is made in the same order on
+// all ranks, also by a rank whose micro-batch is empty.
 class ParameterStore {
  public:
   virtual ~ParameterStore() = default;

@@ -1,25 +1,26 @@
 // Moves token rows to the ranks that own their experts and back.
 //
-// T tokens of this rank, K experts per token, H hidden, N rows received by this rank. A token copy is
-// one (token, k) pair. Received rows are grouped by local expert, ascending; inside an expert by
+// T tokens of this rank, K experts per token, H hidden, N rows received by this rank. A token copy
+// is one (token, k) pair. Received rows are grouped by local expert, ascending; inside an expert by
 // source rank, then token, then k: the order, and so every sum, is deterministic.
 //
-// Dispatch and Combine are each other's transposes: the backward of Dispatch is Combine of the rows'
-// gradients, the backward of Combine is Dispatch of the output's gradient. Routing weights travel as
-// scalars, because they are multiplied into the expert's hidden activation before its down
-// projection: their gradient needs no expert output.
+// Dispatch and Combine are each other's transposes: the backward of Dispatch is Combine of the
+// rows' gradients, the backward of Combine is Dispatch of the output's gradient. Routing weights
+// travel as scalars, because they are multiplied into the expert's hidden activation before its
+// down projection: their gradient needs no expert output.
 #ifndef SWITCHYARD_WORKER_TRAINER_PARALLEL_TOKEN_DISPATCHER_H_
 #define SWITCHYARD_WORKER_TRAINER_PARALLEL_TOKEN_DISPATCHER_H_
+
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-
 namespace switchyard {
 
-// One routing decision, laid out; made by a dispatcher, kept for the backward (never decided again).
+// One routing decision, laid out; made by a dispatcher, kept for the backward (never decided
+// again).
 class DispatchPlan {
  public:
   virtual ~DispatchPlan() = default;
@@ -28,7 +29,8 @@ class DispatchPlan {
   std::vector<int64_t> rows_per_expert;  // [local experts], sums to N
 };
 
-// Collective over the ep axis: every rank calls the same members in the same order, also with T = 0.
+// Collective over the ep axis: every rank calls the same members in the same order, also with T =
+// 0.
 class TokenDispatcher {
  public:
   virtual ~TokenDispatcher() = default;
