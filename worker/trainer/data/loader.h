@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "worker/trainer/data/token_file.h"
 
 namespace switchyard {
@@ -56,6 +57,8 @@ class Loader {
  private:
   Loader(const TokenFile* file, const LoaderOptions& options) : file_(file), options_(options) {}
   const std::vector<int64_t>& Order(int64_t epoch);
+  // The rows of the global batch; valid until another epoch is asked for.
+  absl::Span<const int64_t> RowsOfStep(int64_t step);
 
   const TokenFile* file_;
   LoaderOptions options_;
