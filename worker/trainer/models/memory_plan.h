@@ -30,7 +30,13 @@ struct MemoryPlan {
   int64_t total() const { return weights + gradients + optimizer + activations + buffers; }
 };
 
+// Tokens whose logits exist at a time when nothing else is asked for: fp32 logits of about 64 MiB,
+// but at least 256 tokens, so that the head's matrix products stay large.
+int64_t DefaultLossChunkTokens(const ModelConfig& config);
+
 // ep_size must divide world_size and num_experts (checked by the callers' Validate).
+// Received rows are taken as balanced over the ranks. Full buckets of gradients are counted as if
+// all of them were waiting for their sum over the ranks, which is the worst moment of a step.
 MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input);
 
 }  // namespace switchyard

@@ -1,5 +1,5 @@
-// The sizes and switches of one decoder, read from a Hugging Face config.json. Torch-free: prep, the
-// coordinator's planner and the checkpoint code read it too.
+// The sizes and switches of one decoder, read from a Hugging Face config.json. Torch-free: prep,
+// the coordinator's planner and the checkpoint code read it too.
 #ifndef SWITCHYARD_WORKER_TRAINER_MODELS_MODEL_CONFIG_H_
 #define SWITCHYARD_WORKER_TRAINER_MODELS_MODEL_CONFIG_H_
 

@@ -1,0 +1,106 @@
+#include "worker/trainer/models/memory_plan.h"
+
+#include <algorithm>
+
+#include "worker/trainer/models/weight_names.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kFp32Bytes = 4;
+constexpr int64_t kIdBytes = 8;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What the forward keeps of one layer for T tokens. See design.md 5: the residual inputs of both
+// halves, q, k and v before their norms, the attention's output and log-sum-exp, and either the
+// dense MLP's gate and up, or the router's choice and the experts' gate and up.
+int64_t LeanLayerBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int64_t weight_bytes) {
+  const int64_t qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim;
+  int64_t bytes = tokens * weight_bytes * (2 * c.hidden_size + qkv + c.num_heads * c.head_dim) +
+                  tokens * kFp32Bytes * c.num_heads;
+  if (c.IsMoeLayer(layer)) {
+    bytes += tokens * (kFp32Bytes * c.num_experts + (kIdBytes + kFp32Bytes) * c.top_k);
+    bytes += tokens * c.top_k * weight_bytes * 2 * c.moe_intermediate_size;
+  } else {
+    bytes += tokens * weight_bytes * 2 * c.intermediate_size;
+  }
+  return bytes;
+}
+
+// What full recomputation keeps of one layer: its input, the router's choice and the plan.
+int64_t BlockInputBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int64_t weight_bytes) {
+  int64_t bytes = tokens * weight_bytes * c.hidden_size;
+  if (c.IsMoeLayer(layer)) bytes += tokens * c.top_k * 3 * kIdBytes;
+  return bytes;
+}
+
+int64_t Activations(const ModelConfig& c, const MemoryPlanInput& in) {
+  int64_t total = in.microbatch_tokens * in.weight_bytes * c.hidden_size;  // the head's input
+  int64_t largest = 0;
+  for (int64_t layer = 0; layer < c.num_layers; ++layer) {
+    const int64_t lean = LeanLayerBytes(c, layer, in.microbatch_tokens, in.weight_bytes);
+    largest = std::max(largest, lean);
+    total +=
+        in.full_recompute ? BlockInputBytes(c, layer, in.microbatch_tokens, in.weight_bytes) : lean;
+  }
+  return in.full_recompute ? total + largest : total;
+}
+
+// Short-lived tensors of the widest block and of the loss.
+int64_t Workspace(const ModelConfig& c, const MemoryPlanInput& in) {
+  const int64_t t = in.microbatch_tokens;
+  // Rows received, their gradient, the hidden activation and the gradient of gate and up.
+  const int64_t moe = c.NumMoeLayers() == 0 ? 0
+                                            : t * c.top_k * in.weight_bytes *
+                                                  (2 * c.hidden_size + 4 * c.moe_intermediate_size);
+  const int64_t dense = t * in.weight_bytes * (2 * c.hidden_size + 4 * c.intermediate_size);
+  const int64_t attention =
+      t * in.weight_bytes * 2 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim;
+  const int64_t chunk =
+      std::min(t, in.loss_chunk_tokens > 0 ? in.loss_chunk_tokens : DefaultLossChunkTokens(c));
+  const int64_t loss =
+      chunk * c.vocab_size * (kFp32Bytes + in.weight_bytes) + t * in.weight_bytes * c.hidden_size;
+  return std::max({moe, dense, attention, loss});
+}
+
+}  // namespace
+
+int64_t DefaultLossChunkTokens(const ModelConfig& config) {
+  constexpr int64_t kLogits = int64_t{16} << 20;
+  return std::max<int64_t>(256, kLogits / std::max<int64_t>(1, config.vocab_size));
+}
+
+MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input) {
+  const int64_t dense_shards = input.world_size / input.dp_replicate_size;
+  const int64_t expert_shards = dense_shards / input.ep_size;
+  int64_t shard = 0;
+  int64_t whole = 0;
+  int64_t largest_dense = 0;
+  int64_t largest_expert = 0;
+  for (const BucketLayout& bucket : BuildBuckets(config, 0, config.num_experts / input.ep_size)) {
+    const bool dense = bucket.kind == BucketKind::kDense;
+    shard += CeilDiv(bucket.numel, dense ? dense_shards : expert_shards);
+    whole += bucket.numel;
+    int64_t& largest = dense ? largest_dense : largest_expert;
+    largest = std::max(largest, bucket.numel);
+  }
+
+  MemoryPlan plan;
+  plan.weights = shard * input.weight_bytes;
+  plan.optimizer = shard * 2 * input.moment_bytes + (input.weight_bytes == 2 ? shard * 2 : 0);
+  // One rank: the buffer it adds to is the shard itself.
+  plan.gradients = input.world_size == 1 ? shard * kFp32Bytes : (shard + whole) * kFp32Bytes;
+  plan.activations = Activations(config, input);
+  plan.buffers = Workspace(config, input);
+  if (input.world_size > 1) {
+    // Gathered: two of each kind while the next is fetched, or all of them.
+    plan.buffers +=
+        input.weight_bytes * (input.reshard_after_forward
+                                  ? std::min(whole, 2 * (largest_dense + largest_expert))
+                                  : whole);
+  }
+  return plan;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,98 @@
+#include "worker/trainer/models/memory_plan.h"
+
+#include "gtest/gtest.h"
+#include "worker/trainer/models/weight_names.h"
+
+namespace switchyard {
+namespace {
+
+ModelConfig Small() {
+  ModelConfig c;
+  c.vocab_size = 1000;
+  c.hidden_size = 64;
+  c.intermediate_size = 128;
+  c.num_layers = 4;
+  c.num_heads = 4;
+  c.num_kv_heads = 2;
+  c.head_dim = 16;
+  c.moe_intermediate_size = 32;
+  c.num_experts = 8;
+  c.top_k = 2;
+  c.mlp_only_layers = {0};
+  return c;
+}
+
+MemoryPlanInput OneRank() {
+  MemoryPlanInput input;
+  input.microbatch_tokens = 512;
+  return input;
+}
+
+TEST(MemoryPlanTest, OneRankHoldsEverythingOnce) {
+  const int64_t parameters = CountParameters(Small());
+  const MemoryPlan plan = PlanMemory(Small(), OneRank());
+  EXPECT_EQ(plan.weights, 4 * parameters);
+  EXPECT_EQ(plan.gradients, 4 * parameters);
+  EXPECT_EQ(plan.optimizer, 8 * parameters);
+  EXPECT_EQ(plan.total(),
+            plan.weights + plan.gradients + plan.optimizer + plan.activations + plan.buffers);
+}
+
+TEST(MemoryPlanTest, HalfPrecisionKeepsAnExactMasterInSixteenMoreBits) {
+  const int64_t parameters = CountParameters(Small());
+  MemoryPlanInput input = OneRank();
+  input.weight_bytes = 2;
+  EXPECT_EQ(PlanMemory(Small(), input).weights, 2 * parameters);
+  EXPECT_EQ(PlanMemory(Small(), input).optimizer, (8 + 2) * parameters);
+}
+
+TEST(MemoryPlanTest, ShardsAddUpToTheModel) {
+  for (int64_t ep : {1, 2, 4}) {
+    MemoryPlanInput input = OneRank();
+    input.world_size = 4;
+    input.ep_size = ep;
+    const int64_t sum = 4 * PlanMemory(Small(), input).weights;
+    EXPECT_GE(sum, 4 * CountParameters(Small())) << ep;
+    EXPECT_LE(sum, 4 * CountParameters(Small()) + 4 * 4 * 10) << ep;  // padding of ten buckets
+  }
+}
+
+TEST(MemoryPlanTest, ReplicasHoldTheirOwnCopies) {
+  MemoryPlanInput input = OneRank();
+  input.world_size = 4;
+  const int64_t sharded = PlanMemory(Small(), input).weights;
+  input.dp_replicate_size = 2;
+  EXPECT_NEAR(PlanMemory(Small(), input).weights, 2 * sharded, 4 * 10);
+}
+
+TEST(MemoryPlanTest, RecomputingKeepsLess) {
+  MemoryPlanInput input = OneRank();
+  const int64_t lean = PlanMemory(Small(), input).activations;
+  input.full_recompute = true;
+  const int64_t full = PlanMemory(Small(), input).activations;
+  EXPECT_LT(full, lean / 2);
+  EXPECT_GE(full, 512 * 4 * 64 * 5);  // five residual streams at least
+}
+
+TEST(MemoryPlanTest, ActivationsGrowWithTheMicrobatchOnly) {
+  MemoryPlanInput input = OneRank();
+  const MemoryPlan one = PlanMemory(Small(), input);
+  input.microbatch_tokens *= 2;
+  const MemoryPlan two = PlanMemory(Small(), input);
+  EXPECT_EQ(two.activations, 2 * one.activations);
+  EXPECT_EQ(two.weights, one.weights);
+}
+
+TEST(MemoryPlanTest, LogitsNeverExistWhole) {
+  MemoryPlanInput input = OneRank();
+  input.microbatch_tokens = 1 << 20;
+  input.loss_chunk_tokens = 64;
+  ModelConfig config = Small();
+  config.vocab_size = 1000000;
+  EXPECT_LT(PlanMemory(config, input).buffers, (int64_t{1} << 20) * 1000000);
+  EXPECT_EQ(DefaultLossChunkTokens(config), 256);
+  EXPECT_EQ(DefaultLossChunkTokens(Small()), (16 << 20) / 1000);
+}
+
+}  // namespace
+}  // namespace switchyard
