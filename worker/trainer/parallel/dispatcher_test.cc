@@ -1,0 +1,158 @@
+// CollectiveDispatcher over 1, 2 and 4 ranks against a loop over all ranks' token copies.
+#include <ATen/ATen.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/trainer/parallel/collective_dispatcher.h"
+#include "worker/trainer/parallel/in_process_comm.h"
+
+namespace switchyard {
+namespace {
+
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+constexpr int64_t kExperts = 8, kHidden = 3, kTopK = 2;
+
+// The routing of every rank of one case: ids[rank] is [tokens, kTopK].
+using Routing = std::vector<at::Tensor>;
+
+at::Tensor RandomIds(int64_t tokens, int seed) {
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  return std::get<1>(at::rand({tokens, kExperts}, generator, at::kFloat).topk(kTopK, 1));
+}
+
+struct Case {
+  std::string name;
+  Routing ids;
+};
+
+std::vector<Case> Cases(int ranks) {
+  std::vector<Case> cases(4);
+  cases[0].name = "ragged";
+  cases[1].name = "no tokens anywhere";
+  cases[2].name = "one rank without tokens";
+  cases[3].name = "all to two experts";
+  for (int r = 0; r < ranks; ++r) {
+    cases[0].ids.push_back(RandomIds(5 + 3 * r, 10 + r));
+    cases[1].ids.push_back(at::zeros({0, kTopK}, at::kLong));
+    cases[2].ids.push_back(r == ranks - 1 ? at::zeros({0, kTopK}, at::kLong)
+                                          : RandomIds(6, 20 + r));
+    cases[3].ids.push_back(at::tensor({5, 4}, at::kLong).repeat({4, 1}));
+  }
+  return cases;
+}
+
+// Row of token t of rank r: distinct small integers, so that movement and sums are exact.
+at::Tensor Rows(int rank, int64_t tokens) {
+  return at::arange(tokens * kHidden, at::kFloat).view({tokens, kHidden}) + 100.0 * (rank + 1);
+}
+
+struct Copy {
+  int rank;
+  int64_t token, k;
+};
+
+// What rank `me` must receive, by the contract: by local expert, source rank, token, k.
+std::vector<Copy> ExpectedCopies(const Routing& ids, int me, std::vector<int64_t>* per_expert) {
+  const int ranks = static_cast<int>(ids.size());
+  const int64_t local = kExperts / ranks;
+  std::vector<Copy> copies;
+  for (int64_t e = me * local; e < (me + 1) * local; ++e) {
+    const size_t before = copies.size();
+    for (int r = 0; r < ranks; ++r) {
+      for (int64_t t = 0; t < ids[r].size(0); ++t) {
+        for (int64_t k = 0; k < kTopK; ++k) {
+          if (ids[r][t][k].item<int64_t>() == e) copies.push_back({r, t, k});
+        }
+      }
+    }
+    per_expert->push_back(static_cast<int64_t>(copies.size() - before));
+  }
+  return copies;
+}
+
+class DispatcherTest : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Ranks, DispatcherTest, testing::Values(1, 2, 4),
+                         testing::PrintToStringParamName());
+
+TEST_P(DispatcherTest, RowsArriveByExpertRankTokenAndK) {
+  const int ranks = GetParam();
+  for (const Case& c : Cases(ranks)) {
+    RunInProcess(ranks, absl::Seconds(30), [&](int rank, InProcessWorld& world) {
+      const Comms comms = world.MakeComms(MakeMesh(ranks, rank, 1, ranks, kExperts).value());
+      CollectiveDispatcher dispatcher(comms[Axis::kEp], kExperts);
+      const int64_t tokens = c.ids[rank].size(0);
+      std::vector<int64_t> per_expert;
+      const std::vector<Copy> copies = ExpectedCopies(c.ids, rank, &per_expert);
+
+      const auto plan = dispatcher.Plan(c.ids[rank]);
+      ASSERT_EQ(plan->num_tokens, tokens) << c.name;
+      ASSERT_EQ(plan->num_rows, static_cast<int64_t>(copies.size())) << c.name;
+      ASSERT_EQ(plan->rows_per_expert, per_expert) << c.name;
+
+      const at::Tensor rows = dispatcher.Dispatch(*plan, Rows(rank, tokens));
+      const at::Tensor weights =
+          at::arange(tokens * kTopK, at::kFloat).view({tokens, kTopK}) + 1000.0 * rank;
+      const at::Tensor scalars = dispatcher.DispatchScalars(*plan, weights);
+      ASSERT_EQ(rows.size(0), plan->num_rows);
+      for (size_t n = 0; n < copies.size(); ++n) {
+        const auto [r, t, k] = copies[n];
+        ASSERT_TRUE(at::equal(rows[n], Rows(r, c.ids[r].size(0))[t])) << c.name << " row " << n;
+        ASSERT_EQ(scalars[n].item<float>(), 1000.0f * r + t * kTopK + k) << c.name;
+      }
+      ASSERT_TRUE(at::equal(dispatcher.ReturnScalars(*plan, scalars), weights)) << c.name;
+    });
+  }
+}
+
+TEST_P(DispatcherTest, CombineSumsEachTokensRows) {
+  const int ranks = GetParam();
+  for (const Case& c : Cases(ranks)) {
+    RunInProcess(ranks, absl::Seconds(30), [&](int rank, InProcessWorld& world) {
+      const Comms comms = world.MakeComms(MakeMesh(ranks, rank, 1, ranks, kExperts).value());
+      CollectiveDispatcher dispatcher(comms[Axis::kEp], kExperts);
+      const at::Tensor x = Rows(rank, c.ids[rank].size(0));
+      const auto plan = dispatcher.Plan(c.ids[rank]);
+      // Each local expert multiplies by its global number plus one.
+      at::Tensor rows = dispatcher.Dispatch(*plan, x);
+      int64_t row = 0;
+      const int64_t local = kExperts / ranks;
+      for (int64_t e = 0; e < local; ++e) {
+        rows.narrow(0, row, plan->rows_per_expert[e]).mul_(rank * local + e + 1);
+        row += plan->rows_per_expert[e];
+      }
+      const at::Tensor factor = (c.ids[rank] + 1).sum(1, /*keepdim=*/true).to(at::kFloat);
+      ASSERT_TRUE(at::equal(dispatcher.Combine(*plan, rows), x * factor)) << c.name;
+    });
+  }
+}
+
+TEST(CollectiveDispatcherTest, CombineRoundsBfloat16Once) {
+  // 256 + 1 + 1: bf16 additions one by one would stay at 256.
+  RunInProcess(1, absl::Seconds(30), [](int rank, InProcessWorld& world) {
+    const Comms comms = world.MakeComms(MakeMesh(1, rank, 1, 1, 3).value());
+    CollectiveDispatcher dispatcher(comms[Axis::kEp], 3);
+    const auto plan = dispatcher.Plan(at::tensor({0, 1, 2}, at::kLong).view({1, 3}));
+    const at::Tensor rows = at::tensor({256.0f, 1.0f, 1.0f}).view({3, 1}).to(at::kBFloat16);
+    ASSERT_EQ(dispatcher.Combine(*plan, rows).item<float>(), 258.0f);
+  });
+}
+
+TEST(CollectiveDispatcherTest, AnExpertIdOutOfRangeIsAnError) {
+  EXPECT_THAT(
+      [] {
+        RunInProcess(1, absl::Seconds(30), [](int rank, InProcessWorld& world) {
+          const Comms comms = world.MakeComms(MakeMesh(1, rank, 1, 1, 4).value());
+          CollectiveDispatcher(comms[Axis::kEp], 4).Plan(at::full({1, 1}, 4, at::kLong));
+        });
+      },
+      ThrowsMessage<c10::Error>(HasSubstr("not below 4")));
+}
+
+}  // namespace
+}  // namespace switchyard

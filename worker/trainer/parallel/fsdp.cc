@@ -1,0 +1,152 @@
+#include "worker/trainer/parallel/fsdp.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kShardMultiple = 16;  // keeps slices of 16-bit weights 32-byte aligned
+
+int64_t PaddedShard(int64_t numel, int num_shards) {
+  const int64_t shard = (numel + num_shards - 1) / num_shards;
+  return num_shards == 1 ? numel : (shard + kShardMultiple - 1) / kShardMultiple * kShardMultiple;
+}
+
+}  // namespace
+
+ShardRange ShardOf(int64_t bucket_numel, int num_shards, int shard) {
+  const int64_t padded = PaddedShard(bucket_numel, num_shards);
+  return {std::min(bucket_numel, shard * padded), std::min(bucket_numel, (shard + 1) * padded)};
+}
+
+ShardedParameterStore::ShardedParameterStore(std::vector<BucketLayout> layouts, const Mesh& mesh,
+                                             const Comms& comms, const FsdpOptions& options)
+    : layouts_(std::move(layouts)), comms_(comms), options_(options) {
+  for (const BucketLayout& layout : layouts_) {
+    const Axis axis = layout.kind == BucketKind::kDense ? Axis::kDpShard : Axis::kExpertShard;
+    Bucket bucket;
+    bucket.layout = layout;
+    bucket.shard_comm = &comms_[axis];
+    TORCH_CHECK(bucket.shard_comm->size() == mesh.AxisSize(axis), "bug: fsdp: bucket ", layout.name,
+                " has a group of ", bucket.shard_comm->size(), " ranks, the mesh ",
+                mesh.AxisSize(axis));
+    bucket.range = ShardOf(layout.numel, bucket.shard_comm->size(), bucket.shard_comm->rank());
+    bucket.padded_shard = PaddedShard(layout.numel, bucket.shard_comm->size());
+    bucket.shard =
+        at::zeros({bucket.padded_shard}, at::device(options.device).dtype(options.weight_dtype));
+    buckets_.push_back(std::move(bucket));
+  }
+}
+
+void ShardedParameterStore::Gather(Bucket& bucket) {
+  if (bucket.gathered.defined()) return;
+  if (bucket.shard_comm->size() == 1) {
+    bucket.gathered = bucket.shard;
+    return;
+  }
+  bucket.gathered =
+      at::empty({bucket.padded_shard * bucket.shard_comm->size()}, bucket.shard.options());
+  bucket.shard_comm->AllGather(bucket.gathered, bucket.shard);
+}
+
+at::Tensor ShardedParameterStore::Acquire(int index) {
+  Bucket& bucket = buckets_.at(index);
+  Gather(bucket);
+  ++bucket.users;
+  return bucket.gathered.narrow(0, 0, bucket.layout.numel);
+}
+
+void ShardedParameterStore::Release(int index) {
+  Bucket& bucket = buckets_.at(index);
+  TORCH_CHECK(bucket.users > 0, "bug: fsdp: bucket ", bucket.layout.name,
+              " released more often than acquired");
+  --bucket.users;
+  if (bucket.users == 0 && options_.reshard_after_forward) bucket.gathered.reset();
+}
+
+// Collectives of the CPU block: gathering now is all that "start" can mean there.
+void ShardedParameterStore::Prefetch(int index) { Gather(buckets_.at(index)); }
+
+at::Tensor ShardedParameterStore::Gradient(int index) {
+  Bucket& bucket = buckets_.at(index);
+  TORCH_CHECK(!bucket.reduced, "bug: fsdp: gradient of ", bucket.layout.name,
+              " asked for after it was reduced");
+  if (!bucket.gradient.defined()) {
+    bucket.gradient = at::zeros({bucket.padded_shard * bucket.shard_comm->size()},
+                                bucket.shard.options().dtype(at::kFloat));
+  }
+  return bucket.gradient.narrow(0, 0, bucket.layout.numel);
+}
+
+void ShardedParameterStore::GradientDone(int index) {
+  Bucket& bucket = buckets_.at(index);
+  if (last_microbatch_ && !bucket.reduced) Reduce(bucket);
+}
+
+void ShardedParameterStore::Reduce(Bucket& bucket) {
+  if (!bucket.gradient.defined()) {
+    bucket.gradient = at::zeros({bucket.padded_shard * bucket.shard_comm->size()},
+                                bucket.shard.options().dtype(at::kFloat));
+  }
+  if (bucket.shard_comm->size() == 1) {
+    bucket.gradient_shard = bucket.gradient;
+  } else {
+    bucket.gradient_shard = at::empty({bucket.padded_shard}, bucket.gradient.options());
+    bucket.shard_comm->ReduceScatterSum(bucket.gradient_shard, bucket.gradient);
+  }
+  bucket.gradient.reset();
+  comms_[Axis::kDpReplicate].AllReduceSum(bucket.gradient_shard);
+  bucket.reduced = true;
+}
+
+void ShardedParameterStore::BeginMicrobatch(bool first, bool last) {
+  last_microbatch_ = last;
+  if (!first) return;
+  for (Bucket& bucket : buckets_) {
+    bucket.gradient.reset();
+    bucket.gradient_shard.reset();
+    bucket.reduced = false;
+  }
+}
+
+void ShardedParameterStore::FinishGradients() {
+  for (Bucket& bucket : buckets_) {
+    if (!bucket.reduced) Reduce(bucket);
+  }
+}
+
+void ShardedParameterStore::WeightsChanged() {
+  for (Bucket& bucket : buckets_) {
+    TORCH_CHECK(bucket.users == 0, "bug: fsdp: weights of ", bucket.layout.name,
+                " changed while the model held them");
+    bucket.gathered.reset();
+    bucket.gradient_shard.reset();
+  }
+}
+
+at::Tensor ShardedParameterStore::weight_shard(int index) const {
+  const Bucket& bucket = buckets_.at(index);
+  return bucket.shard.narrow(0, 0, bucket.range.numel());
+}
+
+at::Tensor ShardedParameterStore::gradient_shard(int index) const {
+  const Bucket& bucket = buckets_.at(index);
+  TORCH_CHECK(bucket.reduced && bucket.gradient_shard.defined(), "bug: fsdp: gradient of ",
+              bucket.layout.name, " asked for before FinishGradients");
+  return bucket.gradient_shard.narrow(0, 0, bucket.range.numel());
+}
+
+int64_t ShardedParameterStore::gathered_bytes() const {
+  int64_t bytes = 0;
+  for (const Bucket& bucket : buckets_) {
+    if (bucket.gathered.defined() && bucket.shard_comm->size() > 1) {
+      bytes += static_cast<int64_t>(bucket.gathered.nbytes());
+    }
+  }
+  return bytes;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,169 @@
+#include "worker/trainer/parallel/in_process_comm.h"
+
+#include <ATen/ATen.h>
+
+#include <cstring>
+#include <exception>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/thread.h"
+#include "worker/trainer/parallel/rank_order_comm.h"
+
+namespace switchyard {
+
+// One meeting point: each rank shows what it sends, all copy what is theirs, all leave.
+class InProcessGroup {
+ public:
+  InProcessGroup(int size, absl::Duration timeout) : timeout_(timeout), offers_(size) {}
+
+  struct Offer {
+    const char* collective = nullptr;
+    const uint8_t* data = nullptr;
+    std::vector<int64_t> send_bytes;  // one per rank
+  };
+
+  // Returns when all ranks have offered; the reference is valid until Leave.
+  const std::vector<Offer>& Meet(int rank, Offer offer, const std::string& where) {
+    {
+      absl::MutexLock lock(&mu_);
+      offers_[rank] = std::move(offer);
+    }
+    Wait(where);
+    return offers_;
+  }
+  void Leave(const std::string& where) { Wait(where); }
+
+  void Abort(const std::string& why) {
+    absl::MutexLock lock(&mu_);
+    if (aborted_.empty()) aborted_ = why;
+  }
+
+ private:
+  void Wait(const std::string& where) {
+    absl::MutexLock lock(&mu_);
+    const int64_t round = round_;
+    if (++arrived_ == static_cast<int>(offers_.size())) {
+      arrived_ = 0;
+      ++round_;
+      return;
+    }
+    const auto done = [this, round]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return round_ != round || !aborted_.empty();
+    };
+    const bool in_time = mu_.AwaitWithTimeout(absl::Condition(&done), timeout_);
+    if (round_ != round) return;
+    const size_t missing = offers_.size() - arrived_;
+    if (aborted_.empty())
+      aborted_ = absl::StrCat("timed out: ", where);  // out of step from here on
+    TORCH_CHECK(in_time, where, ": timed out after ", absl::FormatDuration(timeout_), ", ", missing,
+                " of ", offers_.size(), " ranks did not come");
+    TORCH_CHECK(false, where, ": lost a peer: ", aborted_);
+  }
+
+  const absl::Duration timeout_;
+  absl::Mutex mu_;
+  // Slots are written before and read after a Wait of all ranks, which orders them.
+  std::vector<Offer> offers_;
+  int arrived_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t round_ ABSL_GUARDED_BY(mu_) = 0;
+  std::string aborted_ ABSL_GUARDED_BY(mu_);
+};
+
+namespace {
+
+class InProcessComm final : public RankOrderComm {
+ public:
+  InProcessComm(std::string name, int rank, int size, std::shared_ptr<InProcessGroup> group)
+      : RankOrderComm(std::move(name), rank, size), group_(std::move(group)) {}
+
+ protected:
+  void Exchange(const char* collective, at::Tensor& out, const at::Tensor& in,
+                const std::vector<int64_t>& recv_bytes,
+                const std::vector<int64_t>& send_bytes) override {
+    const std::string where = Where(collective);
+    const auto& offers =
+        group_->Meet(rank(), {collective, in.const_data_ptr<uint8_t>(), send_bytes}, where);
+    uint8_t* target = out.mutable_data_ptr<uint8_t>();
+    for (int r = 0; r < size(); ++r) {
+      const InProcessGroup::Offer& offer = offers[r];
+      TORCH_CHECK(std::strcmp(offer.collective, collective) == 0, where, ": bug: rank ", r,
+                  " is in ", offer.collective);
+      TORCH_CHECK(offer.send_bytes[rank()] == recv_bytes[r], where, ": bug: rank ", r, " sends ",
+                  offer.send_bytes[rank()], " bytes, ", recv_bytes[r], " are expected");
+      int64_t offset = 0;
+      for (int to = 0; to < rank(); ++to) offset += offer.send_bytes[to];
+      if (recv_bytes[r] > 0) std::memcpy(target, offer.data + offset, recv_bytes[r]);
+      target += recv_bytes[r];
+    }
+    group_->Leave(where);
+  }
+
+  void Gather(const char* collective, at::Tensor& out, const at::Tensor& in) override {
+    const std::string where = Where(collective);
+    const int64_t bytes = in.numel();
+    const auto& offers =
+        group_->Meet(rank(), {collective, in.const_data_ptr<uint8_t>(), {bytes}}, where);
+    uint8_t* target = out.mutable_data_ptr<uint8_t>();
+    for (int r = 0; r < size(); ++r) {
+      TORCH_CHECK(
+          std::strcmp(offers[r].collective, collective) == 0 && offers[r].send_bytes[0] == bytes,
+          where, ": bug: rank ", r, " is in ", offers[r].collective, " with ",
+          offers[r].send_bytes[0], " bytes, here are ", bytes);
+      std::memcpy(target + r * bytes, offers[r].data, bytes);
+    }
+    group_->Leave(where);
+  }
+
+ private:
+  std::shared_ptr<InProcessGroup> group_;
+};
+
+}  // namespace
+
+InProcessWorld::~InProcessWorld() = default;
+
+Comms InProcessWorld::MakeComms(const Mesh& mesh) {
+  return Comms(mesh, [this](const std::string& name, const std::vector<int>& ranks, int rank) {
+    absl::MutexLock lock(&mu_);
+    std::shared_ptr<InProcessGroup>& group = groups_[name];
+    if (group == nullptr) {
+      group = std::make_shared<InProcessGroup>(static_cast<int>(ranks.size()), timeout_);
+      if (!aborted_.empty()) group->Abort(aborted_);
+    }
+    return std::make_shared<InProcessComm>(name, rank, static_cast<int>(ranks.size()), group);
+  });
+}
+
+void InProcessWorld::Abort(const std::string& why) {
+  absl::MutexLock lock(&mu_);
+  aborted_ = why;
+  for (auto& [name, group] : groups_) group->Abort(why);
+}
+
+void RunInProcess(int world_size, absl::Duration timeout,
+                  const std::function<void(int rank, InProcessWorld& world)>& body) {
+  InProcessWorld world(timeout);
+  absl::Mutex mu;
+  std::exception_ptr first;
+  {
+    std::vector<Thread> threads(world_size);
+    for (int rank = 0; rank < world_size; ++rank) {
+      threads[rank] = Thread(absl::StrCat("rank ", rank), [&, rank](const StopToken&) {
+        try {
+          body(rank, world);
+        } catch (const std::exception& e) {
+          {
+            absl::MutexLock lock(&mu);
+            if (first == nullptr) first = std::current_exception();
+          }
+          world.Abort(absl::StrCat("rank ", rank, ": ", e.what()));
+        }
+      });
+    }
+    for (Thread& thread : threads) thread.StopAndJoin();
+  }
+  if (first != nullptr) std::rethrow_exception(first);
+}
+
+}  // namespace switchyard
