@@ -1,0 +1,240 @@
+#include "server/artifacts/publisher.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <system_error>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+#include "base/crc32c.h"
+#include "base/fd.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "server/error.h"
+
+namespace switchyard {
+namespace {
+
+constexpr char kManifest[] = "/switchyard/manifest.json";
+constexpr int64_t kMaxManifestBytes = 64 << 20;
+
+absl::Status Rejected(const std::string& folder, absl::string_view why) {
+  return MakeError(absl::StatusCode::kInvalidArgument, "CHECKPOINT_REJECTED",
+                   absl::StrCat("commit checkpoint ", folder, ": ", why), {{"path", folder}});
+}
+
+// Relative, inside the folder, without tricks.
+bool IsSafeName(const std::string& name) {
+  if (name.empty() || name[0] == '/' || name.size() > 512) return false;
+  for (const std::filesystem::path& part : std::filesystem::path(name)) {
+    if (part == ".." || part == "." || part.empty()) return false;
+  }
+  return true;
+}
+
+absl::StatusOr<uint32_t> FileCrc32c(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd.valid()) return ErrnoStatus("open", path, errno);
+  std::vector<char> buffer(1 << 20);
+  uint32_t crc = 0;
+  while (true) {
+    const ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus("read", path, errno);
+    if (n == 0) return crc;
+    crc = Crc32c(crc, buffer.data(), static_cast<size_t>(n));
+  }
+}
+
+bool Exists(const std::string& path) {
+  struct stat st;
+  return ::lstat(path.c_str(), &st) == 0;
+}
+
+std::string Parent(const std::string& path) { return path.substr(0, path.rfind('/')); }
+
+// Best effort: what stays is removed at the next start.
+void RemoveFolder(const std::string& path) {
+  std::error_code error;
+  std::filesystem::remove_all(path, error);
+  if (error) SY_LOG(WARNING) << "remove failed path=" << path << " error=" << error.message();
+}
+
+}  // namespace
+
+std::string JobFolder(const std::string& artifact_root, const JobId& job) {
+  // projects/<p>/jobs/<j>
+  const std::string& name = job.value();
+  const size_t project = sizeof("projects/") - 1;
+  const size_t end = name.find('/', project);
+  return absl::StrCat(artifact_root, "/", name.substr(project, end - project), "/",
+                      name.substr(name.rfind('/') + 1));
+}
+
+absl::StatusOr<int64_t> Publisher::Verify(const std::string& folder,
+                                          const CheckpointRecord& checkpoint) {
+  const std::string manifest_path = absl::StrCat(folder, kManifest);
+  struct stat st;
+  if (::lstat(manifest_path.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) {
+    return Rejected(folder, "switchyard/manifest.json is missing");
+  }
+  if (st.st_size > kMaxManifestBytes) {
+    return Rejected(folder, absl::StrCat("switchyard/manifest.json has ", st.st_size,
+                                         " bytes, at most ", kMaxManifestBytes, " are read"));
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(manifest_path));
+  const uint32_t crc = Crc32c(text);
+  if (crc != checkpoint.manifest_crc32c) {
+    return Rejected(folder, absl::StrFormat("switchyard/manifest.json has crc32c %08x, the request "
+                                            "says %08x",
+                                            crc, checkpoint.manifest_crc32c));
+  }
+  ASSIGN_OR_RETURN(const Json manifest, ParseJson(text, manifest_path));
+  const int64_t version = JsonGet<int64_t>(manifest, "version").value_or(0);
+  if (version != 1) return Rejected(folder, absl::StrCat("manifest version ", version, ", not 1"));
+  const int64_t step = JsonGet<int64_t>(manifest, "step").value_or(-1);
+  if (step != checkpoint.step) {
+    return Rejected(folder,
+                    absl::StrCat("the manifest is of step ", step, ", not ", checkpoint.step));
+  }
+  const std::string job = JsonGet<std::string>(manifest, "job").value_or("");
+  if (job != checkpoint.job.value()) {
+    return Rejected(folder,
+                    absl::StrCat("the manifest is of job ", job, ", not ", checkpoint.job.value()));
+  }
+  const Json* files = JsonFind(manifest, "files");
+  if (files == nullptr || !files->is_array() || files->empty()) {
+    return Rejected(folder, "the manifest lists no files");
+  }
+  int64_t total = st.st_size;
+  for (const Json& file : *files) {
+    const std::string name = JsonGet<std::string>(file, "name").value_or("");
+    const int64_t size = JsonGet<int64_t>(file, "size").value_or(-1);
+    if (!IsSafeName(name)) return Rejected(folder, absl::StrCat("bad file name '", name, "'"));
+    const std::string path = absl::StrCat(folder, "/", name);
+    if (::lstat(path.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) {
+      return Rejected(folder, absl::StrCat(name, " is missing"));
+    }
+    if (st.st_size != size) {
+      return Rejected(folder,
+                      absl::StrCat(name, " has ", st.st_size, " bytes, the manifest says ", size));
+    }
+    total += size;
+    if (!verify_checksums_) continue;
+    ASSIGN_OR_RETURN(const uint32_t got, FileCrc32c(path));
+    const std::string want = JsonGet<std::string>(file, "crc32c").value_or("");
+    if (absl::StrFormat("%08x", got) != want) {
+      return Rejected(folder,
+                      absl::StrFormat("%s has crc32c %08x, the manifest says %s", name, got, want));
+    }
+  }
+  return total;
+}
+
+absl::Status Publisher::Publish(const CheckpointRecord& checkpoint) {
+  const std::string parent = Parent(checkpoint.path);
+  RETURN_IF_ERROR(MakeFolders(parent));
+  if (::renameat2(AT_FDCWD, checkpoint.staging_path.c_str(), AT_FDCWD, checkpoint.path.c_str(),
+                  RENAME_NOREPLACE) != 0) {
+    const int error = errno;
+    // A repeated call: the rename is done already and shows the same manifest. Else the place is
+    // taken by a folder that no row knows as committed.
+    if (!Verify(checkpoint.path, checkpoint).ok()) {
+      return ErrnoStatus(absl::StrCat("rename ", checkpoint.staging_path, " to"), checkpoint.path,
+                         error);
+    }
+  }
+  RETURN_IF_ERROR(SyncFolder(parent));
+  RETURN_IF_ERROR(SyncFolder(Parent(parent)));
+  const std::string staging = Parent(checkpoint.staging_path);
+  return Exists(staging) ? SyncFolder(staging) : absl::OkStatus();
+}
+
+absl::StatusOr<CheckpointRecord> Publisher::Commit(const CommitRequest& request) {
+  CheckpointRecord checkpoint = request.checkpoint;
+  // The fence first: what a stale attempt asks for is not even looked at.
+  RETURN_IF_ERROR(
+      store_.CheckFence(request.node, request.incarnation, {checkpoint.job, checkpoint.attempt}));
+  const std::string folder = JobFolder(root_, checkpoint.job);
+  const std::string expected =
+      absl::StrCat(folder, "/staging/", checkpoint.attempt, "/step-", checkpoint.step);
+  if (checkpoint.staging_path != expected) {
+    return Rejected(checkpoint.staging_path, absl::StrCat("expected ", expected));
+  }
+  checkpoint.path = absl::StrCat(folder, "/checkpoints/step-", checkpoint.step);
+  // Without the staging folder this can only be a repetition; its files are then at their place.
+  const bool staged = Exists(checkpoint.staging_path);
+  ASSIGN_OR_RETURN(checkpoint.size_bytes,
+                   Verify(staged ? checkpoint.staging_path : checkpoint.path, checkpoint));
+  ASSIGN_OR_RETURN(CheckpointRecord row,
+                   store_.BeginCheckpoint(request.node, request.incarnation, checkpoint));
+  if (row.state == CheckpointState::kCommitted) {
+    if (staged) RemoveFolder(checkpoint.staging_path);
+    return row;
+  }
+  if (Exists(row.path) && staged) {
+    // Left by a publication that was dropped, or by a deletion that did not finish: no row holds
+    // it.
+    RemoveFolder(row.path);
+  }
+  const absl::Status published = Publish(row);
+  ASSIGN_OR_RETURN(row, store_.EndCheckpoint(row, published));
+  RETURN_IF_ERROR(published);
+  RemoveRetired(row.job);
+  return row;
+}
+
+void Publisher::RemoveRetired(const JobId& job) {
+  const absl::StatusOr<std::vector<CheckpointRecord>> retired = store_.RetireCheckpoints(job);
+  if (!retired.ok()) {
+    SY_LOG(WARNING) << "retention failed job=" << job << " error=" << retired.status().message();
+    return;
+  }
+  for (const CheckpointRecord& c : *retired) RemoveFolder(c.path);
+}
+
+absl::Status Publisher::Recover() {
+  ASSIGN_OR_RETURN(const auto committing, store_.CheckpointsIn(CheckpointState::kCommitting));
+  for (CheckpointRecord checkpoint : committing) {
+    const bool renamed = !Exists(checkpoint.staging_path);
+    absl::StatusOr<int64_t> size =
+        Verify(renamed ? checkpoint.path : checkpoint.staging_path, checkpoint);
+    absl::Status status = size.status();
+    if (size.ok()) {
+      checkpoint.size_bytes = *size;
+      status = Publish(checkpoint);
+    }
+    SY_LOG(INFO) << "checkpoint recovered job=" << checkpoint.job << " step=" << checkpoint.step
+                 << " result=" << (status.ok() ? "COMMITTED" : status.message());
+    RETURN_IF_ERROR(store_.EndCheckpoint(checkpoint, status).status());
+  }
+  ASSIGN_OR_RETURN(const auto deleted, store_.CheckpointsIn(CheckpointState::kDeleted));
+  for (const CheckpointRecord& c : deleted) {
+    if (Exists(c.path)) RemoveFolder(c.path);
+  }
+  return absl::OkStatus();
+}
+
+std::string Publisher::ResumePath(const JobRecord& job) {
+  if (!job.needs.resumable) return "";
+  const auto checkpoints = store_.ListCheckpoints(job.id, 0, 100);
+  if (!checkpoints.ok()) return "";
+  for (const CheckpointRecord& c : *checkpoints) {
+    const absl::Status status = Verify(c.path, c).status();
+    if (status.ok()) return c.path;
+    SY_LOG(WARNING) << "checkpoint not used job=" << job.id << " step=" << c.step
+                    << " error=" << status.message();
+  }
+  return "";
+}
+
+}  // namespace switchyard

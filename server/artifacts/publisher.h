@@ -1,0 +1,55 @@
+// Publishes checkpoints: verified, renamed to their final place, recorded (service.md 2.6). Files
+// and rows move in an order that a crash at any point can be finished from.
+#ifndef SWITCHYARD_SERVER_ARTIFACTS_PUBLISHER_H_
+#define SWITCHYARD_SERVER_ARTIFACTS_PUBLISHER_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/store/store.h"
+
+namespace switchyard {
+
+// <root>/<project>/<job>: everything a job leaves behind.
+std::string JobFolder(const std::string& artifact_root, const JobId& job);
+
+struct CommitRequest {
+  NodeId node;
+  Incarnation incarnation;
+  CheckpointRecord checkpoint;  // job, attempt, step, staging_path, crc, final, losses
+};
+
+// Thread-safe; blocks on files.
+class Publisher {
+ public:
+  // `verify_checksums`: also read every byte and compare with the manifest's crc32c.
+  Publisher(Store& store, std::string artifact_root, bool verify_checksums)
+      : store_(store), root_(std::move(artifact_root)), verify_checksums_(verify_checksums) {}
+
+  // Idempotent: the same request again answers the same checkpoint.
+  // Errors: Aborted STALE_ATTEMPT, STALE_INCARNATION; InvalidArgument CHECKPOINT_REJECTED: what
+  // does not fit, with the file and both numbers.
+  absl::StatusOr<CheckpointRecord> Commit(const CommitRequest& request);
+
+  // Finishes or drops what a crash left half-way, and removes what was marked as deleted. At start.
+  absl::Status Recover();
+
+  // The newest committed checkpoint whose files still verify; empty: none, or the job's checkpoints
+  // lack the optimizer's state, so that a new attempt starts from the beginning.
+  std::string ResumePath(const JobRecord& job);
+
+ private:
+  absl::Status Publish(const CheckpointRecord& checkpoint);
+  absl::StatusOr<int64_t> Verify(const std::string& folder, const CheckpointRecord& checkpoint);
+  void RemoveRetired(const JobId& job);
+
+  Store& store_;
+  const std::string root_;
+  const bool verify_checksums_;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_SERVER_ARTIFACTS_PUBLISHER_H_

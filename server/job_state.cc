@@ -1,0 +1,233 @@
+#include "server/job_state.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+
+namespace switchyard {
+namespace {
+
+constexpr JobState kJobStates[] = {
+    JobState::kValidating, JobState::kQueued,   JobState::kStarting,
+    JobState::kRunning,    JobState::kStopping, JobState::kPaused,
+    JobState::kSucceeded,  JobState::kFailed,   JobState::kCancelled};
+constexpr const char* kJobStateNames[] = {"VALIDATING", "QUEUED",   "STARTING",
+                                          "RUNNING",    "STOPPING", "PAUSED",
+                                          "SUCCEEDED",  "FAILED",   "CANCELLED"};
+constexpr AttemptState kAttemptStates[] = {AttemptState::kReserved, AttemptState::kDispatched,
+                                           AttemptState::kStarting, AttemptState::kRunning,
+                                           AttemptState::kStopping, AttemptState::kSucceeded,
+                                           AttemptState::kFailed,   AttemptState::kStopped,
+                                           AttemptState::kReleased, AttemptState::kLost};
+constexpr const char* kAttemptStateNames[] = {"RESERVED", "DISPATCHED", "STARTING", "RUNNING",
+                                              "STOPPING", "SUCCEEDED",  "FAILED",   "STOPPED",
+                                              "RELEASED", "LOST"};
+constexpr const char* kPendingNames[] = {"",
+                                         "HELD",
+                                         "DEPENDENCY",
+                                         "QUOTA",
+                                         "PRIORITY",
+                                         "RESOURCES",
+                                         "CONSTRAINTS_UNSATISFIABLE",
+                                         "RETRY_BACKOFF",
+                                         "MAINTENANCE",
+                                         "ENGINE_QUEUE"};
+
+struct Reason {
+  FailureReason reason;
+  const char* name;
+  bool retryable;
+};
+constexpr Reason kReasons[] = {
+    {FailureReason::kNone, "FAILURE_REASON_UNSPECIFIED", false},
+    {FailureReason::kConfigInvalid, "CONFIG_INVALID", false},
+    {FailureReason::kDataInvalid, "DATA_INVALID", false},
+    {FailureReason::kOomGpu, "OOM_GPU", false},
+    {FailureReason::kOomHost, "OOM_HOST", true},
+    {FailureReason::kTrainerExit, "TRAINER_EXIT", true},
+    {FailureReason::kTrainerSignal, "TRAINER_SIGNAL", true},
+    {FailureReason::kNanLoss, "NAN_LOSS", false},
+    {FailureReason::kLossSpike, "LOSS_SPIKE", false},
+    {FailureReason::kNcclError, "NCCL_ERROR", true},
+    {FailureReason::kHang, "HANG", true},
+    {FailureReason::kGpuXid, "GPU_XID", true},
+    {FailureReason::kNodeLost, "NODE_LOST", true},
+    {FailureReason::kNodeReboot, "NODE_REBOOT", true},
+    {FailureReason::kPreempted, "PREEMPTED", true},
+    {FailureReason::kDrained, "DRAINED", true},
+    {FailureReason::kEngineCancelled, "ENGINE_CANCELLED", false},
+    {FailureReason::kEngineRejected, "ENGINE_REJECTED", true},
+    {FailureReason::kDiskFull, "DISK_FULL", true},
+    {FailureReason::kStorageIo, "STORAGE_IO", true},
+    {FailureReason::kCheckpointInvalid, "CHECKPOINT_INVALID", false},
+    {FailureReason::kDeadline, "DEADLINE", false},
+    {FailureReason::kExitUnknown, "EXIT_UNKNOWN", true},
+    {FailureReason::kInternal, "INTERNAL", true},
+};
+constexpr FailureReason kReasonValues[] = {FailureReason::kNone,
+                                           FailureReason::kConfigInvalid,
+                                           FailureReason::kDataInvalid,
+                                           FailureReason::kOomGpu,
+                                           FailureReason::kOomHost,
+                                           FailureReason::kTrainerExit,
+                                           FailureReason::kTrainerSignal,
+                                           FailureReason::kNanLoss,
+                                           FailureReason::kLossSpike,
+                                           FailureReason::kNcclError,
+                                           FailureReason::kHang,
+                                           FailureReason::kGpuXid,
+                                           FailureReason::kNodeLost,
+                                           FailureReason::kNodeReboot,
+                                           FailureReason::kPreempted,
+                                           FailureReason::kDrained,
+                                           FailureReason::kEngineCancelled,
+                                           FailureReason::kEngineRejected,
+                                           FailureReason::kDiskFull,
+                                           FailureReason::kStorageIo,
+                                           FailureReason::kCheckpointInvalid,
+                                           FailureReason::kDeadline,
+                                           FailureReason::kExitUnknown,
+                                           FailureReason::kInternal};
+
+constexpr JobTransition kJobTransitions[] = {
+    {absl::nullopt, JobState::kQueued, "CreateJob: the job is stored"},
+    {absl::nullopt, JobState::kValidating, "CreateJob of a job whose data is checked first"},
+    {JobState::kValidating, JobState::kQueued, "the data is good"},
+    {JobState::kValidating, JobState::kFailed, "DATA_INVALID or CONFIG_INVALID"},
+    {JobState::kValidating, JobState::kCancelled, "CancelJob"},
+    {JobState::kQueued, JobState::kStarting, "the whole gang fits; the attempt before is closed"},
+    {JobState::kQueued, JobState::kCancelled, "CancelJob"},
+    {JobState::kQueued, JobState::kPaused, "PauseJob"},
+    {JobState::kQueued, JobState::kFailed, "deadline"},
+    {JobState::kStarting, JobState::kRunning, "every rank of every node runs"},
+    {JobState::kStarting, JobState::kQueued, "attempt closed, cause retryable, retries left"},
+    {JobState::kStarting, JobState::kFailed, "attempt closed, cause final or no retry left"},
+    {JobState::kStarting, JobState::kStopping, "CancelJob, preemption, drain"},
+    {JobState::kRunning, JobState::kSucceeded, "every rank ended well, final checkpoint committed"},
+    {JobState::kRunning, JobState::kQueued, "attempt closed, cause retryable, retries left"},
+    {JobState::kRunning, JobState::kFailed, "attempt closed, cause final or no retry left"},
+    {JobState::kRunning, JobState::kStopping, "CancelJob, PauseJob, preemption, drain"},
+    {JobState::kStopping, JobState::kCancelled, "attempt closed, target CANCELLED"},
+    {JobState::kStopping, JobState::kPaused, "attempt closed, target PAUSED"},
+    {JobState::kStopping, JobState::kQueued, "attempt closed, target QUEUED"},
+    {JobState::kStopping, JobState::kFailed, "attempt closed, target FAILED"},
+    {JobState::kPaused, JobState::kQueued, "ResumeJob"},
+    {JobState::kPaused, JobState::kCancelled, "CancelJob"},
+};
+
+struct AttemptTransition {
+  AttemptState from;
+  AttemptState to;
+  const char* cause;
+};
+constexpr AttemptTransition kAttemptTransitions[] = {
+    {AttemptState::kReserved, AttemptState::kDispatched, "Assign was sent to every node"},
+    {AttemptState::kReserved, AttemptState::kStopping, "stop, or a node failed"},
+    {AttemptState::kReserved, AttemptState::kReleased, "closed before anything started"},
+    {AttemptState::kReserved, AttemptState::kFailed, "a node could not prepare"},
+    {AttemptState::kDispatched, AttemptState::kStarting, "every node is prepared; Start is sent"},
+    {AttemptState::kDispatched, AttemptState::kStopping, "stop, or a node failed"},
+    {AttemptState::kDispatched, AttemptState::kReleased, "closed before anything started"},
+    {AttemptState::kDispatched, AttemptState::kFailed, "a node could not prepare"},
+    {AttemptState::kStarting, AttemptState::kRunning, "every rank runs"},
+    {AttemptState::kStarting, AttemptState::kStopping, "stop, or a rank failed"},
+    {AttemptState::kStarting, AttemptState::kFailed, "all nodes ended, one failed"},
+    {AttemptState::kStarting, AttemptState::kLost, "the nodes are lost"},
+    {AttemptState::kRunning, AttemptState::kSucceeded, "all nodes ended well"},
+    {AttemptState::kRunning, AttemptState::kStopping, "stop, or a rank failed"},
+    {AttemptState::kRunning, AttemptState::kFailed, "all nodes ended, one failed"},
+    {AttemptState::kRunning, AttemptState::kLost, "the nodes are lost"},
+    {AttemptState::kStopping, AttemptState::kStopped, "all nodes ended after an order"},
+    {AttemptState::kStopping, AttemptState::kFailed, "all nodes ended after a failure"},
+    {AttemptState::kStopping, AttemptState::kLost, "the rest ended after a node was lost"},
+    {AttemptState::kStopping, AttemptState::kReleased, "closed before anything started"},
+};
+
+}  // namespace
+
+absl::string_view Name(JobState state) { return kJobStateNames[static_cast<int>(state) - 1]; }
+absl::string_view Name(AttemptState state) {
+  return kAttemptStateNames[static_cast<int>(state) - 1];
+}
+absl::string_view Name(PendingReason reason) { return kPendingNames[static_cast<int>(reason)]; }
+absl::string_view Name(FailureReason reason) { return kReasons[static_cast<int>(reason)].name; }
+bool IsRetryable(FailureReason reason) { return kReasons[static_cast<int>(reason)].retryable; }
+
+absl::optional<FailureReason> ParseFailureReason(absl::string_view name) {
+  for (const Reason& r : kReasons) {
+    if (name == r.name) return r.reason;
+  }
+  return absl::nullopt;
+}
+
+absl::Span<const JobState> AllJobStates() { return kJobStates; }
+absl::Span<const AttemptState> AllAttemptStates() { return kAttemptStates; }
+absl::Span<const FailureReason> AllFailureReasons() { return kReasonValues; }
+absl::Span<const JobTransition> JobTransitions() { return kJobTransitions; }
+
+bool IsLegal(JobState from, JobState to) {
+  for (const JobTransition& t : kJobTransitions) {
+    if (t.from == from && t.to == to) return true;
+  }
+  return false;
+}
+
+bool IsLegal(AttemptState from, AttemptState to) {
+  for (const AttemptTransition& t : kAttemptTransitions) {
+    if (t.from == from && t.to == to) return true;
+  }
+  return false;
+}
+
+JobState TargetState(StopTarget target) {
+  switch (target) {
+    case StopTarget::kCancelled:
+      return JobState::kCancelled;
+    case StopTarget::kPaused:
+      return JobState::kPaused;
+    case StopTarget::kQueued:
+      return JobState::kQueued;
+    case StopTarget::kFailed:
+      return JobState::kFailed;
+    case StopTarget::kNone:
+      break;
+  }
+  SY_CHECK(false) << "a stopping job has a target";
+  return JobState::kFailed;
+}
+
+std::string StatesMarkdown() {
+  std::string out =
+      "# States\n\n"
+      "Made from the tables in `server/job_state.cc` by `switchyardd --print-states`; a test keeps "
+      "it "
+      "current.\n\n## Job\n\n```mermaid\nstateDiagram-v2\n";
+  for (const JobTransition& t : kJobTransitions) {
+    absl::StrAppend(&out, "  ", t.from ? Name(*t.from) : "[*]", " --> ", Name(t.to), "\n");
+  }
+  for (JobState state : kJobStates) {
+    if (IsFinal(state)) absl::StrAppend(&out, "  ", Name(state), " --> [*]\n");
+  }
+  absl::StrAppend(&out, "```\n\n| from | to | cause |\n|---|---|---|\n");
+  for (const JobTransition& t : kJobTransitions) {
+    absl::StrAppend(&out, "| ", t.from ? Name(*t.from) : "-", " | ", Name(t.to), " | ", t.cause,
+                    " |\n");
+  }
+  absl::StrAppend(&out, "\nNo transition leaves SUCCEEDED, FAILED or CANCELLED.\n\n## Attempt\n\n",
+                  "```mermaid\nstateDiagram-v2\n  [*] --> RESERVED\n");
+  for (const AttemptTransition& t : kAttemptTransitions) {
+    absl::StrAppend(&out, "  ", Name(t.from), " --> ", Name(t.to), "\n");
+  }
+  absl::StrAppend(&out, "```\n\n| from | to | cause |\n|---|---|---|\n");
+  for (const AttemptTransition& t : kAttemptTransitions) {
+    absl::StrAppend(&out, "| ", Name(t.from), " | ", Name(t.to), " | ", t.cause, " |\n");
+  }
+  absl::StrAppend(&out,
+                  "\n## Failure reasons\n\n| reason | another attempt may help |\n|---|---|\n");
+  for (const Reason& r : kReasons) {
+    if (r.reason == FailureReason::kNone) continue;
+    absl::StrAppend(&out, "| ", r.name, " | ", r.retryable ? "yes" : "no", " |\n");
+  }
+  return out;
+}
+
+}  // namespace switchyard

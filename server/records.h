@@ -1,0 +1,203 @@
+// What the coordinator keeps: plain values, as the database holds them.
+#ifndef SWITCHYARD_SERVER_RECORDS_H_
+#define SWITCHYARD_SERVER_RECORDS_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
+#include "absl/types/variant.h"
+#include "base/ids.h"
+#include "server/job_state.h"
+
+namespace switchyard {
+
+struct FailureRecord {
+  FailureReason reason = FailureReason::kInternal;
+  std::string message;
+  int32_t rank = -1;  // the first rank that failed; -1: no rank
+  std::string node;
+  int32_t exit_code = 0;
+  int32_t signal = 0;
+  std::vector<std::string> last_lines;
+  int64_t step = 0;
+  friend bool operator==(const FailureRecord&, const FailureRecord&) = default;
+};
+
+// What scheduling and retention read from a spec; copied out of it when the job is created.
+struct JobNeeds {
+  int32_t num_ranks = 1;
+  bool cpu_only = false;
+  int32_t max_retries = 0;
+  int32_t keep_last = 0;   // committed checkpoints kept; 0: all
+  bool resumable = false;  // checkpoints hold the optimizer's state
+};
+
+struct JobRecord {
+  int64_t seq = 0;  // order of creation; the queue's order
+  JobId id;
+  std::string uid;
+  std::string project;
+  std::string display_name;
+  std::map<std::string, std::string> labels;
+  std::string spec;  // JobSpec, serialized; opaque here
+  std::string recipe;
+  JobNeeds needs;
+  int64_t version = 1;  // grows with every change; the etag
+  JobState state = JobState::kQueued;
+  PendingReason pending = PendingReason::kNone;
+  std::string message;
+  StopTarget stop_target = StopTarget::kNone;
+  absl::Duration stop_grace = absl::Seconds(30);
+  int32_t current_attempt = 0;
+  int32_t retries_used = 0;
+  absl::Duration backoff = absl::ZeroDuration();  // wait this long before the next attempt
+  absl::optional<FailureRecord> failure;
+  absl::optional<double> validation_loss;  // the newest
+  absl::Time create_time;
+  absl::Time update_time;
+  absl::optional<absl::Time> start_time;
+  absl::optional<absl::Time> end_time;
+};
+
+struct AttemptRecord {
+  AttemptId id;
+  AttemptState state = AttemptState::kReserved;
+  bool started = false;  // Start was ordered at least once
+  std::string resume_from;
+  absl::optional<FailureRecord> failure;  // the first
+  absl::Time create_time;
+  absl::optional<absl::Time> end_time;
+  std::vector<std::string> nodes;  // by node rank
+};
+
+// One node's part of an attempt.
+struct PlacementRecord {
+  AttemptId attempt;
+  NodeId node;
+  int32_t node_rank = 0;
+  int32_t first_rank = 0;
+  std::vector<int32_t> devices;
+  PlacementPhase phase = PlacementPhase::kReserved;
+  int32_t port = 0;  // free on that node, once prepared
+  bool succeeded = false;
+  bool stopped = false;
+};
+
+struct EventRecord {
+  int64_t seq = 0;      // over all jobs
+  int64_t job_seq = 0;  // per job, from 1, without gaps
+  absl::Time time;
+  std::string kind;
+  std::string message;
+  JobState state = JobState::kQueued;
+  int32_t attempt = 0;
+};
+
+struct StepRecord {
+  int64_t id = 0;           // order of arrival
+  int64_t after_event = 0;  // seq of the newest event when it arrived
+  int32_t attempt = 0;
+  int64_t step = 0;
+  std::string raw;  // StepMetrics, serialized; opaque here
+};
+
+enum class CheckpointState { kCommitting = 1, kCommitted = 2, kDropped = 3, kDeleted = 4 };
+
+struct CheckpointRecord {
+  JobId job;
+  int64_t step = 0;
+  int32_t attempt = 0;
+  CheckpointState state = CheckpointState::kCommitting;
+  std::string path;
+  std::string staging_path;
+  uint32_t manifest_crc32c = 0;
+  int64_t size_bytes = 0;
+  double loss = 0;
+  double validation_loss = 0;
+  bool final = false;
+  absl::Time create_time;
+};
+
+struct DeviceRecord {
+  int32_t index = 0;
+  std::string kind;
+  int64_t memory_bytes = 0;
+  std::string uuid;
+  friend bool operator==(const DeviceRecord&, const DeviceRecord&) = default;
+};
+
+struct NodeRecord {
+  NodeId id;
+  Incarnation incarnation;
+  std::string boot_id;
+  std::string address;
+  std::string version;
+  std::vector<DeviceRecord> devices;
+  bool lost = false;  // the lease expired; offered again after the next registration
+  int64_t acknowledged_report = 0;
+};
+
+// What an agent says happened.
+struct PreparedReport {
+  int32_t port = 0;
+  std::string data_report;
+};
+struct RunningReport {};
+struct StepReport {
+  int64_t step = 0;
+  std::string raw;
+  absl::optional<double> validation_loss;
+};
+struct LogReport {};  // the bytes are in their file before the report is recorded
+struct FinishedReport {
+  bool succeeded = false;
+  bool stopped = false;
+  absl::optional<FailureRecord> failure;
+};
+struct EventReport {
+  std::string kind;
+  std::string message;
+};
+struct RankFailedReport {
+  FailureRecord failure;
+};
+struct ReportRecord {
+  int64_t number = 0;
+  AttemptId attempt;
+  absl::variant<LogReport, PreparedReport, RunningReport, StepReport, FinishedReport, EventReport,
+                RankFailedReport>
+      what;
+};
+
+// What a node should do now.
+struct AssignOrder {
+  std::string job_uid;
+  std::string spec;
+  int32_t node_rank = 0;
+  int32_t num_nodes = 0;
+  int32_t first_rank = 0;
+  std::vector<int32_t> devices;
+  int32_t world_size = 0;
+  std::string resume_from;
+};
+struct StartOrder {
+  std::string master_address;
+  int32_t master_port = 0;
+};
+struct StopOrder {
+  absl::Duration grace;
+  std::string reason;
+  bool checkpoint = false;
+};
+struct OrderRecord {
+  AttemptId attempt;
+  absl::variant<AssignOrder, StartOrder, StopOrder> what;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_SERVER_RECORDS_H_

@@ -1,0 +1,87 @@
+#include "server/scheduler/lease.h"
+
+#include "absl/strings/str_cat.h"
+#include "server/error.h"
+
+namespace switchyard {
+
+LeaseTable::Entry LeaseTable::MakeEntry(const NodeLease& lease, const std::string& boot_id) {
+  const absl::Duration now = clock_.Monotonic();
+  return {lease.incarnation, boot_id, now + config_.ttl + config_.slack(), now, clock_.Now()};
+}
+
+void LeaseTable::Restore(const NodeLease& lease, const std::string& boot_id) {
+  Entry entry = MakeEntry(lease, boot_id);
+  entry.heard = -absl::InfiniteDuration();
+  entry.heard_wall = absl::InfinitePast();
+  absl::MutexLock lock(&mu_);
+  leases_[lease.node] = std::move(entry);
+}
+
+absl::Status LeaseTable::Acquire(const NodeLease& lease, const std::string& boot_id) {
+  Entry entry = MakeEntry(lease, boot_id);
+  absl::MutexLock lock(&mu_);
+  const auto it = leases_.find(lease.node);
+  if (it != leases_.end() && it->second.incarnation != lease.incarnation &&
+      it->second.boot_id != boot_id && clock_.Monotonic() < it->second.expires) {
+    return MakeError(
+        absl::StatusCode::kAlreadyExists, "NODE_NAME_TAKEN",
+        absl::StrCat("register node ", lease.node.value(), ": another machine holds this name for ",
+                     absl::ToInt64Seconds(it->second.expires - clock_.Monotonic()),
+                     " s more; give each agent its own --node, or wait"),
+        {{"node", lease.node.value()}});
+  }
+  leases_[lease.node] = std::move(entry);
+  return absl::OkStatus();
+}
+
+absl::Status LeaseTable::Renew(const NodeLease& lease) {
+  absl::MutexLock lock(&mu_);
+  const auto it = leases_.find(lease.node);
+  const absl::Duration now = clock_.Monotonic();
+  if (it == leases_.end() || it->second.incarnation != lease.incarnation ||
+      now >= it->second.expires) {
+    return MakeError(absl::StatusCode::kAborted, "STALE_INCARNATION",
+                     absl::StrCat("renew the lease of node ", lease.node.value(), ": incarnation ",
+                                  lease.incarnation.value(), " does not hold it; register again"),
+                     {{"node", lease.node.value()}, {"incarnation", lease.incarnation.value()}});
+  }
+  it->second.expires = now + config_.ttl + config_.slack();
+  it->second.heard = now;
+  it->second.heard_wall = clock_.Now();
+  return absl::OkStatus();
+}
+
+std::vector<NodeLease> LeaseTable::TakeExpired() {
+  std::vector<NodeLease> expired;
+  absl::MutexLock lock(&mu_);
+  const absl::Duration now = clock_.Monotonic();
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    if (now >= it->second.expires) {
+      expired.push_back({it->first, it->second.incarnation});
+      it = leases_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  return expired;
+}
+
+std::map<NodeId, bool> LeaseTable::Reachable() {
+  absl::MutexLock lock(&mu_);
+  const absl::Duration now = clock_.Monotonic();
+  std::map<NodeId, bool> out;
+  for (const auto& [node, entry] : leases_) {
+    out[node] = now - entry.heard < config_.suspicion();
+  }
+  return out;
+}
+
+std::map<NodeId, absl::Time> LeaseTable::LastHeartbeats() {
+  absl::MutexLock lock(&mu_);
+  std::map<NodeId, absl::Time> out;
+  for (const auto& [node, entry] : leases_) out[node] = entry.heard_wall;
+  return out;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,109 @@
+// Writes about checkpoints: the rows around a publication.
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "server/store/rows.h"
+#include "server/store/transaction.h"
+
+namespace switchyard {
+namespace {
+
+absl::StatusOr<absl::optional<CheckpointRecord>> FindCheckpoint(Database& db, const JobId& job,
+                                                                int64_t step) {
+  ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kCheckpointColumns,
+                                                        " FROM checkpoints WHERE job = ? AND "
+                                                        "step = ?")));
+  ASSIGN_OR_RETURN(const bool found, query.Bind(job.value(), step).Step());
+  if (!found) return absl::optional<CheckpointRecord>();
+  return absl::optional<CheckpointRecord>(ReadCheckpoint(query));
+}
+
+absl::Status PutCheckpoint(Transaction& tx, const CheckpointRecord& c) {
+  ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT OR REPLACE INTO checkpoints VALUES "
+                                              "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"));
+  // SQLite stores NaN as NULL.
+  query.Bind(c.job.value(), c.step, c.attempt, c.state, c.path, c.staging_path, c.manifest_crc32c,
+             c.size_bytes, c.loss, c.validation_loss, c.final, ToRow(c.create_time));
+  return query.Run().status();
+}
+
+}  // namespace
+
+absl::StatusOr<CheckpointRecord> Store::BeginCheckpoint(const NodeId& node,
+                                                        const Incarnation& incarnation,
+                                                        const CheckpointRecord& checkpoint) {
+  CheckpointRecord stored;
+  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
+    RETURN_IF_ERROR(CheckIncarnation(tx.db, node, incarnation));
+    RETURN_IF_ERROR(LoadOpenPlacement(tx.db, node, {checkpoint.job, checkpoint.attempt}).status());
+    ASSIGN_OR_RETURN(absl::optional<CheckpointRecord> before,
+                     FindCheckpoint(tx.db, checkpoint.job, checkpoint.step));
+    if (before && before->state == CheckpointState::kCommitted) {
+      stored = *before;
+      if (!checkpoint.final || before->final) return absl::OkStatus();
+      // The same step again, now as the last one: the weights are there already.
+      stored.final = true;
+      return PutCheckpoint(tx, stored);
+    }
+    stored = checkpoint;
+    stored.state = CheckpointState::kCommitting;
+    stored.create_time = tx.now;
+    return PutCheckpoint(tx, stored);
+  }));
+  return stored;
+}
+
+absl::StatusOr<CheckpointRecord> Store::EndCheckpoint(const CheckpointRecord& checkpoint,
+                                                      const absl::Status& error) {
+  CheckpointRecord stored;
+  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
+    ASSIGN_OR_RETURN(absl::optional<CheckpointRecord> row,
+                     FindCheckpoint(tx.db, checkpoint.job, checkpoint.step));
+    if (!row || row->attempt != checkpoint.attempt) {
+      return absl::AbortedError(absl::StrCat("commit checkpoint of job ", checkpoint.job.value(),
+                                             ", step ", checkpoint.step,
+                                             ": another attempt has taken the step over"));
+    }
+    stored = *row;
+    if (stored.state != CheckpointState::kCommitting) return absl::OkStatus();  // a repeated call
+    stored.state = error.ok() ? CheckpointState::kCommitted : CheckpointState::kDropped;
+    stored.size_bytes = checkpoint.size_bytes;
+    RETURN_IF_ERROR(PutCheckpoint(tx, stored));
+    ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, checkpoint.job));
+    return AddEvent(
+        tx, job, "CHECKPOINT",
+        error.ok()
+            ? absl::StrCat("checkpoint of step ", stored.step, stored.final ? " (final)" : "",
+                           " committed: ", stored.path)
+            : absl::StrCat("checkpoint of step ", stored.step, " dropped: ", error.message()));
+  }));
+  return stored;
+}
+
+absl::StatusOr<std::vector<CheckpointRecord>> Store::RetireCheckpoints(const JobId& id) {
+  std::vector<CheckpointRecord> retired;
+  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
+    retired.clear();
+    ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, id));
+    if (job.needs.keep_last <= 0) return absl::OkStatus();
+    {
+      ASSIGN_OR_RETURN(Query query, tx.db.Prepare(absl::StrCat(
+                                        "SELECT ", kCheckpointColumns,
+                                        " FROM checkpoints WHERE job = ? AND state = ? ORDER BY "
+                                        "step DESC LIMIT -1 OFFSET ?")));
+      query.Bind(id.value(), CheckpointState::kCommitted, job.needs.keep_last);
+      while (true) {
+        ASSIGN_OR_RETURN(const bool row, query.Step());
+        if (!row) break;
+        retired.push_back(ReadCheckpoint(query));
+      }
+    }
+    for (CheckpointRecord& c : retired) {
+      c.state = CheckpointState::kDeleted;
+      RETURN_IF_ERROR(PutCheckpoint(tx, c));
+    }
+    return absl::OkStatus();
+  }));
+  return retired;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,205 @@
+// Writes about jobs, and the moves that every write is made of.
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "server/error.h"
+#include "server/store/rows.h"
+#include "server/store/transaction.h"
+
+namespace switchyard {
+namespace {
+
+// The job that an earlier call with this key made; none: the key is new.
+absl::StatusOr<absl::optional<JobRecord>> FindRepeated(Transaction& tx, const RequestKey& key) {
+  if (key.request_id.empty()) return absl::optional<JobRecord>();
+  std::string job;
+  {
+    ASSIGN_OR_RETURN(Query query, tx.db.Prepare("SELECT payload, job FROM idempotency WHERE "
+                                                "project = ? AND method = ? AND request_id = ?"));
+    ASSIGN_OR_RETURN(const bool found, query.Bind(key.project, key.method, key.request_id).Step());
+    if (!found) return absl::optional<JobRecord>();
+    if (query.TextAt(0) != key.payload) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "IDEMPOTENCY_KEY_REUSED",
+                       absl::StrCat(key.method, ": request_id ", key.request_id,
+                                    " was used before with another request"),
+                       {{"request_id", key.request_id}, {"method", key.method}});
+    }
+    job = query.TextAt(1);
+  }
+  ASSIGN_OR_RETURN(JobRecord record, LoadJob(tx.db, JobId(job)));
+  return absl::optional<JobRecord>(std::move(record));
+}
+
+absl::Status Remember(Transaction& tx, const RequestKey& key, const JobId& job) {
+  if (key.request_id.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?)"));
+  query.Bind(key.project, key.method, key.request_id)
+      .Blob(4, key.payload)
+      .Text(5, job.value())
+      .Int(6, ToRow(tx.now));
+  return query.Run().status();
+}
+
+absl::Status InsertJob(Transaction& tx, const JobRecord& job) {
+  ASSIGN_OR_RETURN(
+      Query query,
+      tx.db.Prepare(
+          "INSERT INTO jobs (name, uid, project, display_name, labels, spec, recipe, "
+          "num_ranks, cpu_only, max_retries, keep_last, resumable, version, state, "
+          "pending, message, stop_target, stop_grace_ms, current_attempt, retries_used, "
+          "backoff_ms, create_time, update_time) "
+          "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0, ?, ?)"));
+  query
+      .Bind(job.id.value(), job.uid, job.project, job.display_name, ToRow(job.labels), "",
+            job.recipe, job.needs.num_ranks, job.needs.cpu_only, job.needs.max_retries,
+            job.needs.keep_last, job.needs.resumable, job.version, job.state, job.pending,
+            job.message, ToRow(tx.now), ToRow(tx.now))
+      .Blob(6, job.spec);
+  return query.Run().status();
+}
+
+}  // namespace
+
+absl::Status AddEvent(Transaction& tx, const JobRecord& job, absl::string_view kind,
+                      absl::string_view message) {
+  ASSIGN_OR_RETURN(
+      Query query,
+      tx.db.Prepare("INSERT INTO events (job, job_seq, time, kind, message, state, attempt) VALUES "
+                    "(?1, (SELECT coalesce(max(job_seq), 0) + 1 FROM events WHERE job = ?1), ?2, "
+                    "?3, ?4, ?5, ?6)"));
+  query.Bind(job.id.value(), ToRow(tx.now), kind, message, job.state, job.current_attempt);
+  RETURN_IF_ERROR(query.Run().status());
+  tx.changes.jobs.insert(job.id);
+  return absl::OkStatus();
+}
+
+absl::Status UpdateJob(Transaction& tx, JobRecord& job) {
+  job.version += 1;
+  job.update_time = tx.now;
+  ASSIGN_OR_RETURN(
+      Query query,
+      tx.db.Prepare("UPDATE jobs SET version = ?, state = ?, pending = ?, message = ?, "
+                    "stop_target = ?, stop_grace_ms = ?, current_attempt = ?, retries_used = ?, "
+                    "backoff_ms = ?, update_time = ?, failure = ?, start_time = ?, end_time = ? "
+                    "WHERE name = ?"));
+  query.Bind(job.version, job.state, job.pending, job.message, job.stop_target,
+             absl::ToInt64Milliseconds(job.stop_grace), job.current_attempt, job.retries_used,
+             absl::ToInt64Milliseconds(job.backoff), ToRow(job.update_time));
+  job.failure ? query.Text(11, ToRow(*job.failure)) : query.Null(11);
+  job.start_time ? query.Int(12, ToRow(*job.start_time)) : query.Null(12);
+  job.end_time ? query.Int(13, ToRow(*job.end_time)) : query.Null(13);
+  query.Text(14, job.id.value());
+  ASSIGN_OR_RETURN(const int64_t changed, query.Run());
+  if (changed == 0) return absl::NotFoundError(absl::StrCat("job ", job.id.value(), " is gone"));
+  tx.changes.jobs.insert(job.id);
+  return absl::OkStatus();
+}
+
+absl::Status MoveJob(Transaction& tx, JobRecord& job, const JobMove& move) {
+  if (!IsLegal(job.state, move.to)) {
+    return MakeError(absl::StatusCode::kFailedPrecondition, "ILLEGAL_TRANSITION",
+                     absl::StrCat("move job ", job.id.value(), ": from ", Name(job.state), " to ",
+                                  Name(move.to), " is not a legal transition"),
+                     {{"from", std::string(Name(job.state))}, {"to", std::string(Name(move.to))}});
+  }
+  JobChange change;
+  change.job = job.id;
+  change.from = job.state;
+  change.to = move.to;
+  change.attempt = job.current_attempt;
+  change.since_update = tx.now - job.update_time;
+  change.since_create = tx.now - job.create_time;
+  if (move.failure) change.failure = move.failure->reason;
+
+  job.state = move.to;
+  job.message = move.message;
+  job.stop_target = move.to == JobState::kStopping ? move.stop_target : StopTarget::kNone;
+  job.pending = move.to == JobState::kQueued ? move.pending : PendingReason::kNone;
+  job.backoff = move.to == JobState::kQueued ? move.backoff : absl::ZeroDuration();
+  if (move.to == JobState::kFailed) {
+    job.failure = move.failure ? *move.failure : FailureRecord{};
+  }
+  if (move.to == JobState::kRunning && !job.start_time) job.start_time = tx.now;
+  if (IsFinal(move.to)) job.end_time = tx.now;
+  RETURN_IF_ERROR(UpdateJob(tx, job));
+  RETURN_IF_ERROR(AddEvent(tx, job, "STATE", move.message));
+  tx.changes.schedule = true;
+  tx.changes.job_changes.push_back(std::move(change));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobRecord> Store::CreateJob(const JobRecord& job, const RequestKey& key) {
+  JobRecord stored;
+  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
+    ASSIGN_OR_RETURN(absl::optional<JobRecord> repeated, FindRepeated(tx, key));
+    if (repeated) {
+      stored = *std::move(repeated);
+      return absl::OkStatus();
+    }
+    if (LoadJob(tx.db, job.id).ok()) {
+      return MakeError(absl::StatusCode::kAlreadyExists, "JOB_EXISTS",
+                       absl::StrCat("create job ", job.id.value(), ": a job has this name"),
+                       {{"job", job.id.value()}});
+    }
+    RETURN_IF_ERROR(InsertJob(tx, job));
+    ASSIGN_OR_RETURN(stored, LoadJob(tx.db, job.id));
+    RETURN_IF_ERROR(Remember(tx, key, job.id));
+    RETURN_IF_ERROR(AddEvent(tx, stored, "STATE", "the job is stored"));
+    JobChange change;
+    change.job = job.id;
+    change.to = stored.state;
+    tx.changes.job_changes.push_back(std::move(change));
+    tx.changes.schedule = true;
+    return absl::OkStatus();
+  }));
+  return stored;
+}
+
+absl::StatusOr<JobRecord> Store::CancelJob(const JobId& id, absl::Duration grace,
+                                           const RequestKey& key) {
+  JobRecord stored;
+  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
+    ASSIGN_OR_RETURN(absl::optional<JobRecord> repeated, FindRepeated(tx, key));
+    if (repeated) {
+      stored = *std::move(repeated);
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(JobRecord job, LoadJob(tx.db, id));
+    switch (job.state) {
+      case JobState::kValidating:
+      case JobState::kQueued:
+      case JobState::kPaused:
+        RETURN_IF_ERROR(MoveJob(tx, job, {JobState::kCancelled, "cancelled by the user"}));
+        break;
+      case JobState::kStarting:
+      case JobState::kRunning: {
+        job.stop_grace = grace;
+        RETURN_IF_ERROR(MoveJob(
+            tx, job, {JobState::kStopping, "cancelled by the user", StopTarget::kCancelled}));
+        RETURN_IF_ERROR(AdvanceGang(tx, {job.id, job.current_attempt}));
+        break;
+      }
+      case JobState::kStopping:
+        if (job.stop_target != StopTarget::kCancelled) {
+          job.stop_target = StopTarget::kCancelled;
+          job.message = "cancelled by the user";
+          RETURN_IF_ERROR(UpdateJob(tx, job));
+          RETURN_IF_ERROR(AddEvent(tx, job, "STATE", job.message));
+        }
+        break;
+      case JobState::kCancelled:
+        break;
+      case JobState::kSucceeded:
+      case JobState::kFailed:
+        return MakeError(
+            absl::StatusCode::kFailedPrecondition, "JOB_FINAL",
+            absl::StrCat("cancel job ", id.value(), ": it is already ", Name(job.state)),
+            {{"job", id.value()}, {"state", std::string(Name(job.state))}});
+    }
+    RETURN_IF_ERROR(Remember(tx, key, id));
+    ASSIGN_OR_RETURN(stored, LoadJob(tx.db, id));
+    return absl::OkStatus();
+  }));
+  return stored;
+}
+
+}  // namespace switchyard

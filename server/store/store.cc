@@ -1,0 +1,383 @@
+// Opening, and all reads. Writes are in jobs.cc, gangs.cc and checkpoints.cc.
+#include "server/store/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <iterator>
+
+#include "absl/random/random.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "server/error.h"
+#include "server/store/database.h"
+#include "server/store/migrations.h"
+#include "server/store/rows.h"
+#include "server/store/transaction.h"
+#include "server/store/writer.h"
+
+namespace switchyard {
+namespace {
+
+// An open-file-description lock: held by this open file, so that neither a fork nor another open of
+// the same file in this process can lose it, as POSIX locks would.
+absl::StatusOr<UniqueFd> LockFolder(const std::string& folder) {
+  const std::string path = absl::StrCat(folder, "/lock");
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  if (!fd.valid()) return ErrnoStatus("open", path, errno);
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0) {
+    if (errno == EAGAIN || errno == EACCES) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("lock ", path, ": another switchyardd uses this state folder"));
+    }
+    return ErrnoStatus("lock", path, errno);
+  }
+  return fd;
+}
+
+std::string NewUuid() {
+  absl::BitGen gen;
+  return absl::StrFormat("%016x%016x", absl::Uniform<uint64_t>(gen), absl::Uniform<uint64_t>(gen));
+}
+
+std::string StateList(const std::vector<JobState>& states) {
+  return absl::StrJoin(states, ",", [](std::string* out, JobState state) {
+    absl::StrAppend(out, static_cast<int>(state));
+  });
+}
+
+}  // namespace
+
+void ChangeSet::Merge(ChangeSet&& other) {
+  jobs.merge(other.jobs);
+  nodes.merge(other.nodes);
+  schedule = schedule || other.schedule;
+  job_changes.insert(job_changes.end(), std::make_move_iterator(other.job_changes.begin()),
+                     std::make_move_iterator(other.job_changes.end()));
+  attempt_changes.insert(attempt_changes.end(),
+                         std::make_move_iterator(other.attempt_changes.begin()),
+                         std::make_move_iterator(other.attempt_changes.end()));
+  stale_reports += other.stale_reports;
+}
+
+Store::Store(StoreOptions options, Clock& clock) : options_(std::move(options)), clock_(clock) {}
+Store::~Store() = default;
+
+absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, Clock& clock) {
+  std::unique_ptr<Store> store(new Store(std::move(options), clock));
+  const std::string path = absl::StrCat(store->options_.folder, "/switchyard.db");
+  RETURN_IF_ERROR(MakeFolders(store->options_.folder));
+  ASSIGN_OR_RETURN(store->lock_, LockFolder(store->options_.folder));
+  ASSIGN_OR_RETURN(std::unique_ptr<Database> db, Database::Open(path, OpenMode::kReadWrite));
+  if (absl::Status check = db->QuickCheck(); !check.ok()) {
+    return absl::DataLossError(absl::StrCat(
+        "open ", path, ": ", check.message(),
+        ". Nothing was changed. Stop here: copy the folder, then restore a backup or use "
+        "`sqlite3 switchyard.db .recover` on the copy"));
+  }
+  RETURN_IF_ERROR(Migrate(*db, NewUuid()));
+  RETURN_IF_ERROR(db->Execute(
+      "UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'coordinator_epoch'"));
+  ASSIGN_OR_RETURN(store->epoch_, db->QueryInt("SELECT CAST(value AS INTEGER) FROM meta WHERE key "
+                                               "= 'coordinator_epoch'"));
+  ASSIGN_OR_RETURN(store->uuid_, db->QueryText("SELECT value FROM meta WHERE key = 'db_uuid'"));
+  RETURN_IF_ERROR(SyncFolder(store->options_.folder));
+  {
+    absl::MutexLock lock(&store->readers_mu_);
+    for (int i = 0; i < store->options_.num_readers; ++i) {
+      ASSIGN_OR_RETURN(auto reader, Database::Open(path, OpenMode::kReadOnly));
+      store->idle_readers_.push_back(std::move(reader));
+    }
+  }
+  store->writer_ = std::make_unique<Writer>(std::move(db), store->options_, clock);
+  return store;
+}
+
+void Store::Subscribe(std::function<void(const ChangeSet&)> listener) {
+  writer_->Subscribe(std::move(listener));
+}
+
+absl::Status Store::Write(std::function<absl::Status(Transaction&)> body) {
+  return writer_->Write(std::move(body));
+}
+
+absl::Status Store::Read(const std::function<absl::Status(Database&)>& body) {
+  std::unique_ptr<Database> reader;
+  {
+    absl::MutexLock lock(&readers_mu_);
+    readers_mu_.Await(absl::Condition(
+        +[](std::vector<std::unique_ptr<Database>>* idle) { return !idle->empty(); },
+        &idle_readers_));
+    reader = std::move(idle_readers_.back());
+    idle_readers_.pop_back();
+  }
+  const absl::Status status = body(*reader);
+  absl::MutexLock lock(&readers_mu_);
+  idle_readers_.push_back(std::move(reader));
+  return status;
+}
+
+absl::StatusOr<JobRecord> LoadJob(Database& db, const JobId& id) {
+  ASSIGN_OR_RETURN(Query query,
+                   db.Prepare(absl::StrCat("SELECT ", kJobColumns, " FROM jobs WHERE name = ?")));
+  ASSIGN_OR_RETURN(const bool found, query.Bind(id.value()).Step());
+  if (!found) {
+    return MakeError(absl::StatusCode::kNotFound, "JOB_NOT_FOUND",
+                     absl::StrCat("job ", id.value(), " does not exist"), {{"job", id.value()}});
+  }
+  return ReadJob(query);
+}
+
+absl::StatusOr<AttemptRecord> LoadAttempt(Database& db, const AttemptId& id) {
+  ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kAttemptColumns,
+                                                        " FROM attempts WHERE job = ? AND "
+                                                        "number = ?")));
+  ASSIGN_OR_RETURN(const bool found, query.Bind(id.job.value(), id.number).Step());
+  if (!found) {
+    return absl::NotFoundError(
+        absl::StrCat("attempt ", id.number, " of job ", id.job.value(), " does not exist"));
+  }
+  return ReadAttempt(query);
+}
+
+absl::StatusOr<std::vector<PlacementRecord>> LoadPlacements(Database& db, const AttemptId& id) {
+  ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kPlacementColumns,
+                                                        " FROM placements WHERE job = ? AND "
+                                                        "attempt = ? ORDER BY node_rank")));
+  query.Bind(id.job.value(), id.number);
+  std::vector<PlacementRecord> out;
+  while (true) {
+    ASSIGN_OR_RETURN(const bool row, query.Step());
+    if (!row) return out;
+    out.push_back(ReadPlacement(query));
+  }
+}
+
+absl::StatusOr<JobRecord> Store::GetJob(const JobId& id) {
+  absl::StatusOr<JobRecord> job;
+  RETURN_IF_ERROR(Read([&](Database& db) {
+    job = LoadJob(db, id);
+    return job.status();
+  }));
+  return job;
+}
+
+absl::StatusOr<std::vector<JobRecord>> Store::ListJobs(const JobFilter& filter) {
+  // Values are bound, so that the cache of prepared statements stays small.
+  std::string sql = absl::StrCat("SELECT ", kJobColumns,
+                                 " FROM jobs WHERE project = ?1 AND (?2 = 0 OR seq < ?2)");
+  if (!filter.states.empty())
+    absl::StrAppend(&sql, " AND state IN (", StateList(filter.states), ")");
+  for (size_t i = 0; i < filter.labels.size(); ++i) {
+    absl::StrAppend(&sql,
+                    " AND EXISTS (SELECT 1 FROM json_each(labels) WHERE key = ? AND value = ?)");
+  }
+  absl::StrAppend(&sql, " ORDER BY seq DESC LIMIT ?");
+  std::vector<JobRecord> jobs;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query, db.Prepare(sql));
+    int index = 2;
+    query.Bind(filter.project, filter.before_seq);
+    for (const auto& [key, value] : filter.labels) {
+      query.Text(++index, key);
+      query.Text(++index, value);
+    }
+    query.Int(++index, filter.limit);
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      jobs.push_back(ReadJob(query));
+    }
+  }));
+  return jobs;
+}
+
+absl::StatusOr<std::vector<JobRecord>> Store::JobsIn(std::vector<JobState> states) {
+  std::vector<JobRecord> jobs;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query,
+                     db.Prepare(absl::StrCat("SELECT ", kJobColumns, " FROM jobs WHERE state IN (",
+                                             StateList(states), ") ORDER BY seq")));
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      jobs.push_back(ReadJob(query));
+    }
+  }));
+  return jobs;
+}
+
+absl::StatusOr<std::vector<AttemptRecord>> Store::ListAttempts(const JobId& id) {
+  std::vector<AttemptRecord> attempts;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    {
+      ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kAttemptColumns,
+                                                            " FROM attempts WHERE job = ? ORDER "
+                                                            "BY number")));
+      query.Bind(id.value());
+      while (true) {
+        ASSIGN_OR_RETURN(const bool row, query.Step());
+        if (!row) break;
+        attempts.push_back(ReadAttempt(query));
+      }
+    }
+    for (AttemptRecord& attempt : attempts) {
+      ASSIGN_OR_RETURN(const auto placements, LoadPlacements(db, attempt.id));
+      for (const PlacementRecord& p : placements) attempt.nodes.push_back(p.node.value());
+    }
+    return absl::OkStatus();
+  }));
+  return attempts;
+}
+
+absl::StatusOr<std::vector<EventRecord>> Store::ReadEvents(const JobId& id, int64_t after_job_seq,
+                                                           int limit) {
+  std::vector<EventRecord> events;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query,
+                     db.Prepare("SELECT seq, job_seq, time, kind, message, state, attempt FROM "
+                                "events WHERE job = ? AND job_seq > ? ORDER BY job_seq LIMIT ?"));
+    query.Bind(id.value(), after_job_seq, limit);
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      events.push_back({query.IntAt(0), query.IntAt(1), TimeFromRow(query.IntAt(2)),
+                        query.TextAt(3), query.TextAt(4), static_cast<JobState>(query.IntAt(5)),
+                        static_cast<int32_t>(query.IntAt(6))});
+    }
+  }));
+  return events;
+}
+
+absl::StatusOr<std::vector<StepRecord>> Store::ReadSteps(const JobId& id, int64_t after_id,
+                                                         int64_t replay_until_id,
+                                                         int64_t after_step, int limit) {
+  std::vector<StepRecord> steps;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query,
+                     db.Prepare("SELECT id, after_event, attempt, step, raw FROM step_metrics "
+                                "WHERE job = ? AND id > ? AND (id > ? OR step > ?) "
+                                "ORDER BY id LIMIT ?"));
+    query.Bind(id.value(), after_id, replay_until_id, after_step, limit);
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      steps.push_back({query.IntAt(0), query.IntAt(1), static_cast<int32_t>(query.IntAt(2)),
+                       query.IntAt(3), query.TextAt(4)});
+    }
+  }));
+  return steps;
+}
+
+absl::StatusOr<StepRecord> Store::LatestStep(const JobId& id) {
+  StepRecord step;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query,
+                     db.Prepare("SELECT id, after_event, attempt, step, raw FROM step_metrics "
+                                "WHERE job = ? ORDER BY id DESC LIMIT 1"));
+    ASSIGN_OR_RETURN(const bool row, query.Bind(id.value()).Step());
+    if (!row) return absl::OkStatus();
+    step = {query.IntAt(0), query.IntAt(1), static_cast<int32_t>(query.IntAt(2)), query.IntAt(3),
+            query.TextAt(4)};
+    return absl::OkStatus();
+  }));
+  return step;
+}
+
+absl::StatusOr<std::vector<Reservation>> Store::Reservations() {
+  std::vector<Reservation> out;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT node, device, job, attempt FROM reservations "
+                                             "ORDER BY node, device"));
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      out.push_back({NodeId(query.TextAt(0)), static_cast<int32_t>(query.IntAt(1)),
+                     AttemptId{JobId(query.TextAt(2)), static_cast<int32_t>(query.IntAt(3))}});
+    }
+  }));
+  return out;
+}
+
+absl::StatusOr<std::vector<NodeRecord>> Store::ListNodes() {
+  std::vector<NodeRecord> nodes;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kNodeColumns,
+                                                          " FROM nodes ORDER BY name")));
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      nodes.push_back(ReadNode(query));
+    }
+  }));
+  return nodes;
+}
+
+absl::StatusOr<std::vector<AttemptId>> Store::FindStale(const NodeId& node,
+                                                        const std::vector<AttemptId>& live) {
+  std::vector<AttemptId> stale;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    for (const AttemptId& id : live) {
+      const absl::Status open = LoadOpenPlacement(db, node, id).status();
+      if (absl::IsAborted(open)) {
+        stale.push_back(id);
+      } else if (!open.ok()) {
+        return open;
+      }
+    }
+    return absl::OkStatus();
+  }));
+  return stale;
+}
+
+absl::Status Store::CheckFence(const NodeId& node, const Incarnation& incarnation,
+                               const AttemptId& attempt) {
+  return Read([&](Database& db) -> absl::Status {
+    RETURN_IF_ERROR(CheckIncarnation(db, node, incarnation));
+    return LoadOpenPlacement(db, node, attempt).status();
+  });
+}
+
+absl::StatusOr<std::vector<CheckpointRecord>> Store::ListCheckpoints(const JobId& id,
+                                                                     int64_t before_step,
+                                                                     int limit) {
+  std::vector<CheckpointRecord> out;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query,
+                     db.Prepare(absl::StrCat("SELECT ", kCheckpointColumns,
+                                             " FROM checkpoints WHERE job = ? AND state = ? AND "
+                                             "(? = 0 OR step < ?) ORDER BY step DESC LIMIT ?")));
+    query.Bind(id.value(), CheckpointState::kCommitted, before_step, before_step, limit);
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      out.push_back(ReadCheckpoint(query));
+    }
+  }));
+  return out;
+}
+
+absl::StatusOr<std::vector<CheckpointRecord>> Store::CheckpointsIn(CheckpointState state) {
+  std::vector<CheckpointRecord> out;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kCheckpointColumns,
+                                                          " FROM checkpoints WHERE state = ?")));
+    query.Bind(state);
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      out.push_back(ReadCheckpoint(query));
+    }
+  }));
+  return out;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,204 @@
+// The coordinator's memory: one SQLite database, one transaction per transition.
+//
+// Writes run on one thread, which also makes every WAL checkpoint; those waiting at the same time
+// share one commit (and its fsync). A write answers only after its commit. Reads run on the
+// caller's thread over a few read-only connections. Thread-safe.
+//
+// Every change of state is stored together with its event, before anything outside happens. Whoever
+// acts on changes (orders to agents, watchers, metrics) is told after the commit.
+//
+// Errors of all writes, besides those named: ResourceExhausted STORAGE_READ_ONLY: the disk is full,
+// nothing was stored. After an I/O error or damage `on_fatal` is called instead of going on.
+#ifndef SWITCHYARD_SERVER_STORE_STORE_H_
+#define SWITCHYARD_SERVER_STORE_STORE_H_
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "server/plan.h"
+#include "server/records.h"
+
+namespace switchyard {
+
+class Database;
+class Writer;
+struct Transaction;
+
+// What a commit changed, for those who act on it.
+struct JobChange {
+  JobId job;
+  absl::optional<JobState> from;  // none: created
+  JobState to = JobState::kQueued;
+  FailureReason failure = FailureReason::kNone;
+  int32_t attempt = 0;
+  absl::Duration since_update;  // of the job's last change
+  absl::Duration since_create;
+};
+struct AttemptChange {
+  AttemptId attempt;
+  AttemptState to = AttemptState::kReserved;
+  FailureReason failure = FailureReason::kNone;
+};
+struct ChangeSet {
+  std::set<JobId> jobs;    // records, events, steps or logs
+  std::set<NodeId> nodes;  // orders
+  bool schedule = false;   // something to place, or room to place it
+  std::vector<JobChange> job_changes;
+  std::vector<AttemptChange> attempt_changes;
+  int64_t stale_reports = 0;
+  void Merge(ChangeSet&& other);
+};
+
+struct StoreOptions {
+  std::string folder;  // holds switchyard.db and lock
+  int num_readers = 2;
+  // First wait after a failure that is worth a retry.
+  absl::Duration retry_backoff = absl::Seconds(10);
+  // An I/O error or damage: must not return. Default: logs and exits with 70.
+  std::function<void(const absl::Status&)> on_fatal;
+  // Called with the seconds that each commit took.
+  std::function<void(double)> on_commit_seconds;
+  // Only tests: called on the writer before each statement.
+  std::function<void()> statement_hook;
+};
+
+// Makes a repeated call answer as the first one did.
+struct RequestKey {
+  std::string project;
+  std::string method;
+  std::string request_id;  // empty: not idempotent
+  std::string payload;     // the whole request, in a canonical form
+};
+
+struct JobFilter {
+  std::string project;
+  std::vector<JobState> states;  // empty: all
+  std::map<std::string, std::string> labels;
+  int64_t before_seq = 0;  // 0: from the newest
+  int limit = 50;
+};
+
+struct Reservation {
+  NodeId node;
+  int32_t device = 0;
+  AttemptId attempt;
+};
+
+struct RegisterResult {
+  int64_t acknowledged_report = 0;
+  std::vector<AttemptId> stale;
+};
+struct ReportResult {
+  int64_t acknowledged = 0;
+  std::vector<AttemptId> stale;
+};
+
+class Store {
+ public:
+  // Locks the folder, checks and migrates the database, and counts the coordinator's epoch up.
+  // Errors: FailedPrecondition: another switchyardd holds the folder, or a newer one wrote it;
+  // DataLoss: the file is damaged (with what to do).
+  static absl::StatusOr<std::unique_ptr<Store>> Open(StoreOptions options, Clock& clock);
+  ~Store();
+
+  int64_t epoch() const { return epoch_; }
+  const std::string& database_uuid() const { return uuid_; }
+
+  // Who is told of commits, on the writer's thread. At most once, before the first write.
+  void Subscribe(std::function<void(const ChangeSet&)> listener);
+
+  // --- jobs -------------------------------------------------------------------------------------
+  // `job` without seq. Errors: AlreadyExists JOB_EXISTS; InvalidArgument IDEMPOTENCY_KEY_REUSED.
+  absl::StatusOr<JobRecord> CreateJob(const JobRecord& job, const RequestKey& key);
+  // Errors: NotFound; FailedPrecondition JOB_FINAL.
+  absl::StatusOr<JobRecord> CancelJob(const JobId& id, absl::Duration grace, const RequestKey& key);
+  absl::StatusOr<JobRecord> GetJob(const JobId& id);
+  absl::StatusOr<std::vector<JobRecord>> ListJobs(const JobFilter& filter);
+  absl::StatusOr<std::vector<AttemptRecord>> ListAttempts(const JobId& id);
+  absl::StatusOr<std::vector<EventRecord>> ReadEvents(const JobId& id, int64_t after_job_seq,
+                                                      int limit);
+  // Steps that arrived after `after_id`; those up to `replay_until_id` only with step > after_step.
+  absl::StatusOr<std::vector<StepRecord>> ReadSteps(const JobId& id, int64_t after_id,
+                                                    int64_t replay_until_id, int64_t after_step,
+                                                    int limit);
+  // The newest arrival; id 0: none yet.
+  absl::StatusOr<StepRecord> LatestStep(const JobId& id);
+
+  // --- scheduling -------------------------------------------------------------------------------
+  absl::StatusOr<std::vector<JobRecord>> JobsIn(std::vector<JobState> states);  // oldest first
+  absl::StatusOr<std::vector<Reservation>> Reservations();
+  // Carries out what still rests on the right versions; the rest is left for the next plan.
+  absl::Status Apply(const Plan& plan);
+
+  // --- agents -----------------------------------------------------------------------------------
+  absl::StatusOr<std::vector<NodeRecord>> ListNodes();
+  // Stores the node. With a new incarnation, parts that ran under the old one and are not in `live`
+  // are lost; parts not yet started are prepared again.
+  absl::StatusOr<RegisterResult> RegisterNode(const NodeRecord& node,
+                                              const std::vector<AttemptId>& live);
+  // All that the node should do now, oldest attempt first. Parts never sent before are marked as
+  // sent. Errors: Aborted STALE_INCARNATION.
+  absl::StatusOr<std::vector<OrderRecord>> TakeOrders(const NodeId& node,
+                                                      const Incarnation& incarnation);
+  // Of `live`, the attempts that have no open part on this node.
+  absl::StatusOr<std::vector<AttemptId>> FindStale(const NodeId& node,
+                                                   const std::vector<AttemptId>& live);
+  // OK when the attempt has an open part on this node, held by this incarnation.
+  // Errors: Aborted STALE_INCARNATION or STALE_ATTEMPT.
+  absl::Status CheckFence(const NodeId& node, const Incarnation& incarnation,
+                          const AttemptId& attempt);
+  // Stores reports in order with their effects, up to the first gap; repeats are ignored.
+  // Errors: Aborted STALE_INCARNATION.
+  absl::StatusOr<ReportResult> RecordReports(const NodeId& node, const Incarnation& incarnation,
+                                             const std::vector<ReportRecord>& reports);
+  // The node's lease has expired. `incarnation` guards against a registration in between.
+  absl::Status NodeLost(const NodeId& node, const Incarnation& incarnation);
+
+  // --- checkpoints ------------------------------------------------------------------------------
+  // Row COMMITTING, fenced as CheckFence. A checkpoint already committed at this step is answered
+  // as it is: the first one stands.
+  absl::StatusOr<CheckpointRecord> BeginCheckpoint(const NodeId& node,
+                                                   const Incarnation& incarnation,
+                                                   const CheckpointRecord& checkpoint);
+  // COMMITTING -> COMMITTED with its event, or -> DROPPED with `error`.
+  absl::StatusOr<CheckpointRecord> EndCheckpoint(const CheckpointRecord& checkpoint,
+                                                 const absl::Status& error);
+  // Marks what job.checkpoint.keep_last does not keep as DELETED and answers it; the caller removes
+  // the folders.
+  absl::StatusOr<std::vector<CheckpointRecord>> RetireCheckpoints(const JobId& id);
+  // Newest step first; steps below `before_step` (0: all).
+  absl::StatusOr<std::vector<CheckpointRecord>> ListCheckpoints(const JobId& id,
+                                                                int64_t before_step, int limit);
+  absl::StatusOr<std::vector<CheckpointRecord>> CheckpointsIn(CheckpointState state);
+
+  // Runs `body` in a transaction of its own; rolled back when it fails. For the store's own parts
+  // and their tests (store/transaction.h).
+  absl::Status Write(std::function<absl::Status(Transaction&)> body);
+
+ private:
+  Store(StoreOptions options, Clock& clock);
+  absl::Status Read(const std::function<absl::Status(Database&)>& body);
+
+  const StoreOptions options_;
+  Clock& clock_;
+  UniqueFd lock_;
+  int64_t epoch_ = 0;
+  std::string uuid_;
+
+  absl::Mutex readers_mu_;
+  std::vector<std::unique_ptr<Database>> idle_readers_ ABSL_GUARDED_BY(readers_mu_);
+
+  std::unique_ptr<Writer> writer_;  // last: its thread is joined first
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_SERVER_STORE_STORE_H_

@@ -1,0 +1,62 @@
+// Inside one write: the connection, the time, what changes. And the moves that all writes are made
+// of, which check the tables of job_state.h.
+#ifndef SWITCHYARD_SERVER_STORE_TRANSACTION_H_
+#define SWITCHYARD_SERVER_STORE_TRANSACTION_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/records.h"
+#include "server/store/database.h"
+#include "server/store/store.h"
+
+namespace switchyard {
+
+struct Transaction {
+  Database& db;
+  absl::Time now;
+  absl::Duration retry_backoff;
+  ChangeSet changes;
+};
+
+struct JobMove {
+  JobState to;
+  std::string message = {};
+  StopTarget stop_target = StopTarget::kNone;             // for STOPPING
+  absl::optional<FailureRecord> failure = absl::nullopt;  // for FAILED
+  PendingReason pending = PendingReason::kNone;           // for QUEUED
+  absl::Duration backoff = absl::ZeroDuration();          // for QUEUED
+};
+// Moves the job and writes its STATE event; `job` becomes what is stored.
+// Errors: FailedPrecondition: not in the table.
+absl::Status MoveJob(Transaction& tx, JobRecord& job, const JobMove& move);
+
+// Moves the attempt, writes its ATTEMPT event, and lets go of devices as parts end.
+// Errors: FailedPrecondition: not in the table.
+absl::Status MoveAttempt(Transaction& tx, const JobRecord& job, AttemptRecord& attempt,
+                         AttemptState to, const absl::optional<FailureRecord>& failure,
+                         const std::string& message);
+
+// Takes every hop that is due (lifecycle.h).
+absl::Status AdvanceGang(Transaction& tx, const AttemptId& id);
+
+absl::Status AddEvent(Transaction& tx, const JobRecord& job, absl::string_view kind,
+                      absl::string_view message);
+
+// Stores the mutable columns of `job` with version + 1. Errors: NotFound.
+absl::Status UpdateJob(Transaction& tx, JobRecord& job);
+
+absl::StatusOr<JobRecord> LoadJob(Database& db, const JobId& id);  // Errors: NotFound
+absl::StatusOr<AttemptRecord> LoadAttempt(Database& db, const AttemptId& id);
+absl::StatusOr<std::vector<PlacementRecord>> LoadPlacements(Database& db, const AttemptId& id);
+// Aborted STALE_INCARNATION unless `incarnation` is the node's stored one.
+absl::Status CheckIncarnation(Database& db, const NodeId& node, const Incarnation& incarnation);
+// The node's open part of the attempt. Errors: Aborted STALE_ATTEMPT.
+absl::StatusOr<PlacementRecord> LoadOpenPlacement(Database& db, const NodeId& node,
+                                                  const AttemptId& id);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_SERVER_STORE_TRANSACTION_H_

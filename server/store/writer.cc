@@ -1,0 +1,131 @@
+#include "server/store/writer.h"
+
+#include <unistd.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "server/error.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kMaxGroup = 64;
+
+void LogChanges(const ChangeSet& changes) {
+  for (const JobChange& c : changes.job_changes) {
+    SY_LOG(INFO) << "job " << (c.from ? "moved" : "created") << " job=" << c.job
+                 << " attempt=" << c.attempt << " from=" << (c.from ? Name(*c.from) : "-")
+                 << " to=" << Name(c.to) << (c.failure == FailureReason::kNone ? "" : " reason=")
+                 << (c.failure == FailureReason::kNone ? "" : Name(c.failure));
+  }
+}
+
+}  // namespace
+
+Writer::Writer(std::unique_ptr<Database> db, const StoreOptions& options, Clock& clock)
+    : options_(options), clock_(clock), db_(std::move(db)) {
+  if (options_.statement_hook) {
+    db_->statement_hook_arg = const_cast<StoreOptions*>(&options_);
+    db_->statement_hook = [](void* arg) { static_cast<StoreOptions*>(arg)->statement_hook(); };
+  }
+  thread_ = Thread("store-writer", [this](const StopToken& stop) { Loop(stop); });
+}
+
+Writer::~Writer() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  thread_.StopAndJoin();
+}
+
+absl::Status Writer::Write(std::function<absl::Status(Transaction&)> body) {
+  Request request{std::move(body), absl::OkStatus(), false};
+  absl::MutexLock lock(&mu_);
+  if (stopping_) return absl::UnavailableError("the coordinator is stopping");
+  queue_.push_back(&request);
+  mu_.Await(absl::Condition(&request.done));
+  return request.result;
+}
+
+void Writer::Subscribe(std::function<void(const ChangeSet&)> listener) {
+  absl::MutexLock lock(&mu_);
+  listener_ = std::move(listener);
+}
+
+void Writer::Loop(const StopToken&) {
+  while (true) {
+    std::deque<Request*> group;
+    std::function<void(const ChangeSet&)> listener;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &Writer::HasWork));
+      if (queue_.empty()) return;  // stopping, and all that was accepted is done
+      while (!queue_.empty() && group.size() < kMaxGroup) {
+        group.push_back(queue_.front());
+        queue_.pop_front();
+      }
+      listener = listener_;
+    }
+    ChangeSet changes;
+    const absl::Duration start = clock_.Monotonic();
+    const absl::Status commit = RunGroup(group, changes);
+    if (options_.on_commit_seconds) {
+      options_.on_commit_seconds(absl::ToDoubleSeconds(clock_.Monotonic() - start));
+    }
+    if (commit.ok()) {
+      LogChanges(changes);
+      if (listener) listener(changes);
+    }
+    absl::MutexLock lock(&mu_);
+    for (Request* request : group) {
+      if (!commit.ok()) request->result = commit;
+      request->done = true;
+    }
+  }
+}
+
+absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& changes) {
+  absl::Status status = db_->Execute("BEGIN IMMEDIATE");
+  for (Request* request : group) {
+    if (status.ok()) status = RunOne(*request, changes);
+  }
+  if (status.ok()) status = db_->Execute("COMMIT");
+  if (status.ok()) return status;
+  if (absl::IsDataLoss(status)) {
+    // Never retried in place: after a failed fsync the page cache no longer tells the truth.
+    SY_LOG(ERROR) << "storage failed, stopping error=" << status.message();
+    if (options_.on_fatal) options_.on_fatal(status);
+    ::_exit(70);
+  }
+  // A full disk may already have rolled the transaction back, so that this one fails; either way
+  // none is open afterwards.
+  db_->Execute("ROLLBACK").IgnoreError();
+  if (absl::IsResourceExhausted(status)) {
+    return MakeError(absl::StatusCode::kResourceExhausted, "STORAGE_READ_ONLY",
+                     absl::StrCat("nothing was stored: ", status.message()));
+  }
+  return status;
+}
+
+// OK: the group goes on, whatever the request's own result is.
+absl::Status Writer::RunOne(Request& request, ChangeSet& changes) {
+  RETURN_IF_ERROR(db_->Execute("SAVEPOINT request"));
+  Transaction tx{*db_, clock_.Now(), options_.retry_backoff, {}};
+  request.result = request.body(tx);
+  if (!request.result.ok()) {
+    if (absl::IsDataLoss(request.result) || absl::IsResourceExhausted(request.result)) {
+      return request.result;
+    }
+    RETURN_IF_ERROR(db_->Execute("ROLLBACK TO request"));
+    return db_->Execute("RELEASE request");
+  }
+  RETURN_IF_ERROR(db_->Execute("RELEASE request"));
+  changes.Merge(std::move(tx.changes));
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard

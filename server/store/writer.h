@@ -1,0 +1,51 @@
+// The one thread that writes. Requests that wait together are committed together.
+#ifndef SWITCHYARD_SERVER_STORE_WRITER_H_
+#define SWITCHYARD_SERVER_STORE_WRITER_H_
+
+#include <deque>
+#include <functional>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "base/clock.h"
+#include "base/thread.h"
+#include "server/store/transaction.h"
+
+namespace switchyard {
+
+class Writer {
+ public:
+  Writer(std::unique_ptr<Database> db, const StoreOptions& options, Clock& clock);
+  ~Writer();
+
+  // Blocks until the commit. A failing body is rolled back alone; the others of its group stand.
+  absl::Status Write(std::function<absl::Status(Transaction&)> body) ABSL_LOCKS_EXCLUDED(mu_);
+  void Subscribe(std::function<void(const ChangeSet&)> listener) ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct Request {
+    std::function<absl::Status(Transaction&)> body;
+    absl::Status result;
+    bool done = false;
+  };
+  void Loop(const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status RunGroup(const std::deque<Request*>& group, ChangeSet& changes);
+  absl::Status RunOne(Request& request, ChangeSet& changes);
+  bool HasWork() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); }
+
+  const StoreOptions& options_;
+  Clock& clock_;
+  std::unique_ptr<Database> db_;  // the writer thread's
+
+  absl::Mutex mu_;
+  std::deque<Request*> queue_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::function<void(const ChangeSet&)> listener_ ABSL_GUARDED_BY(mu_);
+
+  Thread thread_;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_SERVER_STORE_WRITER_H_
