@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/fd.h"
+#include "worker/trainer/parallel/comm_error.h"
 #include "worker/trainer/parallel/rank_order_comm.h"
 
 namespace switchyard {
@@ -30,7 +31,7 @@ std::string LocalAddressTowards(const std::string& host, int port) {
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* found = nullptr;
   const int rc = getaddrinfo(host.c_str(), absl::StrCat(port).c_str(), &hints, &found);
-  TORCH_CHECK(rc == 0, "resolve master ", host, ": ", gai_strerror(rc));
+  if (rc != 0) throw CommError(absl::StrCat("resolve master ", host, ": ", gai_strerror(rc)));
   std::string address, fault = "no address";
   for (addrinfo* info = found; info != nullptr && address.empty(); info = info->ai_next) {
     UniqueFd fd(socket(info->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -47,7 +48,8 @@ std::string LocalAddressTowards(const std::string& host, int port) {
     address = text;
   }
   freeaddrinfo(found);
-  TORCH_CHECK(!address.empty(), "find a route to master ", host, ":", port, ": ", fault);
+  if (address.empty())
+    throw CommError(absl::StrCat("find a route to master ", host, ":", port, ": ", fault));
   return address;
 }
 
@@ -86,7 +88,7 @@ class C10dComm final : public RankOrderComm {
     try {
       start()->wait();
     } catch (const std::exception& e) {
-      TORCH_CHECK(false, Where(collective), ": timed out or lost a peer: ", Reason(e));
+      throw CommError(absl::StrCat(Where(collective), ": timed out or lost a peer: ", Reason(e)));
     }
   }
 
@@ -117,8 +119,8 @@ Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options) {
     device = c10d::ProcessGroupGloo::createDeviceForHostname(
         LocalAddressTowards(options.master_address, options.master_port));
   } catch (const std::exception& e) {
-    TORCH_CHECK(false, "meet the gang at ", master, ": rank ", mesh.rank, " of ", mesh.world_size,
-                ": ", Reason(e));
+    throw CommError(absl::StrCat("meet the gang at ", master, ": rank ", mesh.rank, " of ",
+                                 mesh.world_size, ": ", Reason(e)));
   }
   return Comms(mesh, [&](const std::string& name, const std::vector<int>& ranks, int rank) {
     const int size = static_cast<int>(ranks.size());
@@ -130,7 +132,8 @@ Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options) {
         backend = c10::make_intrusive<c10d::ProcessGroupGloo>(
             c10::make_intrusive<c10d::PrefixStore>(name, store), rank, size, group_options);
       } catch (const std::exception& e) {
-        TORCH_CHECK(false, "connect ", name, " at ", master, ": rank ", mesh.rank, ": ", Reason(e));
+        throw CommError(
+            absl::StrCat("connect ", name, " at ", master, ": rank ", mesh.rank, ": ", Reason(e)));
       }
     }
     return std::make_shared<C10dComm>(name, rank, size, std::move(backend));

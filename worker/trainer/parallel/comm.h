@@ -13,7 +13,7 @@ namespace switchyard {
 // Every member is collective: all ranks of the group call the same ones in the same order, from one
 // thread each. Blocking on the CPU; on CUDA ordered after and before the current stream's work.
 // Sums run in rank order, so results are the same bits on every rank and in every run.
-// Errors (exceptions): a timeout or a lost peer, naming the collective, the group and this rank.
+// Errors: CommError (comm_error.h): a timeout or a lost peer; it names collective, group and rank.
 class Comm {
  public:
   virtual ~Comm() = default;

@@ -16,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/trainer/parallel/c10d_comm.h"
+#include "worker/trainer/parallel/comm_error.h"
 #include "worker/trainer/parallel/in_process_comm.h"
 
 namespace switchyard {
@@ -154,8 +155,8 @@ TEST_P(CommTest, ALostPeerIsAnErrorNamingCollectiveGroupAndRank) {
           comm.AllReduceSum(tensor);
         });
       },
-      ThrowsMessage<c10::Error>(AllOf(HasSubstr("all_reduce_sum over ranks 0,1 on rank 0 of 2"),
-                                      HasSubstr("timed out"))));
+      ThrowsMessage<CommError>(AllOf(HasSubstr("all_reduce_sum over ranks 0,1 on rank 0 of 2"),
+                                     HasSubstr("timed out"))));
 }
 
 TEST(InProcessCommTest, AnExceptionOnOneRankEndsTheOthersAtOnce) {

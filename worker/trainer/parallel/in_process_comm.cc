@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/thread.h"
+#include "worker/trainer/parallel/comm_error.h"
 #include "worker/trainer/parallel/rank_order_comm.h"
 
 namespace switchyard {
@@ -53,12 +54,12 @@ class InProcessGroup {
     };
     const bool in_time = mu_.AwaitWithTimeout(absl::Condition(&done), timeout_);
     if (round_ != round) return;
-    const size_t missing = offers_.size() - arrived_;
-    if (aborted_.empty())
-      aborted_ = absl::StrCat("timed out: ", where);  // out of step from here on
-    TORCH_CHECK(in_time, where, ": timed out after ", absl::FormatDuration(timeout_), ", ", missing,
-                " of ", offers_.size(), " ranks did not come");
-    TORCH_CHECK(false, where, ": lost a peer: ", aborted_);
+    if (in_time) throw CommError(absl::StrCat(where, ": lost a peer: ", aborted_));
+    const std::string fault =
+        absl::StrCat(where, ": timed out after ", absl::FormatDuration(timeout_), ", ",
+                     offers_.size() - arrived_, " of ", offers_.size(), " ranks did not come");
+    aborted_ = fault;  // the group is out of step from here on
+    throw CommError(fault);
   }
 
   const absl::Duration timeout_;
