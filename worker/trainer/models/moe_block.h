@@ -1,0 +1,55 @@
+// Router -> dispatch -> experts -> combine.
+//
+// T tokens, H hidden, E experts, K experts per token, N rows received by this rank, F ffn.
+#ifndef SWITCHYARD_WORKER_TRAINER_MODELS_MOE_BLOCK_H_
+#define SWITCHYARD_WORKER_TRAINER_MODELS_MOE_BLOCK_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+
+#include "worker/trainer/models/batch_context.h"
+#include "worker/trainer/models/parameters.h"
+#include "worker/trainer/ops/router.h"
+#include "worker/trainer/parallel/token_dispatcher.h"
+
+namespace switchyard {
+
+struct MoeSaved {
+  // The decision. Kept under full recomputation too: it is replayed, never taken again.
+  at::Tensor ids_TK;
+  std::unique_ptr<DispatchPlan> plan;
+  // The rest of the lean set.
+  ops::RouterChoice choice;
+  at::Tensor weights_N;  // routing weights of the received rows
+  at::Tensor z_N2F;
+
+  void KeepDecisionOnly();
+};
+
+// What one layer's routing tells the auxiliary loss and the metrics.
+struct RoutingSums {
+  at::Tensor copies_E;     // int64
+  at::Tensor prob_sums_E;  // float64
+};
+
+// Collective, as all of these: the same calls on every rank, also with T = 0. x_TH is the normed
+// input. `saved` may be null; `sums` may be null.
+at::Tensor MoeForward(const BatchContext& context, const at::Tensor& router_EH,
+                      const ExpertParameters& experts, const at::Tensor& x_TH, MoeSaved* saved,
+                      RoutingSums* sums);
+
+// Fills the lean set again from the decision in `saved`.
+void MoeRecompute(const BatchContext& context, const at::Tensor& router_EH,
+                  const ExpertParameters& experts, const at::Tensor& x_TH, MoeSaved* saved);
+
+// Returns dx; adds to the gradients; consumes z of `saved`. daux_E: the auxiliary loss's gradient
+// by each expert's probability, or undefined.
+at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
+                       const ExpertParameters& experts, const at::Tensor& dy_TH,
+                       const at::Tensor& x_TH, const at::Tensor& daux_E, MoeSaved* saved,
+                       at::Tensor drouter_EH, const ExpertParameters& dexperts);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_TRAINER_MODELS_MOE_BLOCK_H_

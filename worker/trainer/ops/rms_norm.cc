@@ -1,0 +1,44 @@
+#include "worker/trainer/ops/rms_norm.h"
+
+#include <ATen/ATen.h>
+
+#include "worker/trainer/ops/dtype.h"
+
+namespace switchyard::ops {
+namespace {
+
+at::Tensor InverseRms(const at::Tensor& x_RD, double eps) {
+  return (x_RD * x_RD).mean(-1, /*keepdim=*/true).add_(eps).rsqrt_();
+}
+
+void Check(const at::Tensor& x_RD, const at::Tensor& weight_D) {
+  TORCH_CHECK(weight_D.dim() == 1 && x_RD.size(-1) == weight_D.size(0), "rms_norm: x ",
+              x_RD.sizes(), " does not fit weight ", weight_D.sizes());
+}
+
+}  // namespace
+
+at::Tensor RmsNormForward(const at::Tensor& x_RD, const at::Tensor& weight_D, double eps) {
+  Check(x_RD, weight_D);
+  const at::Tensor wide = x_RD.to(AccumulateType(x_RD));
+  return (wide * InverseRms(wide, eps)).to(x_RD.scalar_type()).mul_(weight_D);
+}
+
+at::Tensor RmsNormBackward(const at::Tensor& dy_RD, const at::Tensor& x_RD,
+                           const at::Tensor& weight_D, double eps, at::Tensor dweight_D) {
+  Check(x_RD, weight_D);
+  const at::ScalarType type = AccumulateType(x_RD);
+  const at::Tensor wide = x_RD.to(type);
+  const at::Tensor dy = dy_RD.to(type);
+  const at::Tensor inverse = InverseRms(wide, eps);
+  const at::Tensor normed = wide * inverse;
+  // The weight met the rounded value.
+  const at::Tensor rounded =
+      x_RD.scalar_type() == type ? normed : normed.to(x_RD.scalar_type()).to(type);
+  dweight_D.add_((dy * rounded).reshape({-1, x_RD.size(-1)}).sum(0));
+  at::Tensor dnormed = dy * weight_D.to(type);
+  const at::Tensor mean = (dnormed * normed).mean(-1, /*keepdim=*/true);
+  return dnormed.sub_(normed * mean).mul_(inverse).to(x_RD.scalar_type());
+}
+
+}  // namespace switchyard::ops
