@@ -1,0 +1,88 @@
+#include "worker/agent/log_capture.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_split.h"
+#include "base/json.h"
+#include "base/log.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kTailBytes = 32 << 10;
+constexpr size_t kMaxLineBytes = 1000;
+
+// Protobuf strings must be UTF-8; JSON's writer knows how to repair them.
+std::string ValidUtf8(absl::string_view text) {
+  return Json::parse(DumpJson(Json(std::string(text)))).get<std::string>();
+}
+
+}  // namespace
+
+std::vector<std::string> LastLines(absl::string_view text, int max_lines) {
+  while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.remove_suffix(1);
+  if (text.empty()) return {};
+  std::vector<absl::string_view> lines = absl::StrSplit(text, '\n');
+  if (lines.size() > static_cast<size_t>(max_lines))
+    lines.erase(lines.begin(), lines.end() - max_lines);
+  std::vector<std::string> result;
+  for (absl::string_view line : lines) result.push_back(ValidUtf8(line.substr(0, kMaxLineBytes)));
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<LogCapture>> LogCapture::Open(UniqueFd pipe, LogSource source,
+                                                             ReportSpool& spool) {
+  UniqueFd file(::open(source.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  if (!file.valid()) return ErrnoStatus("create", source.path, errno);
+  return std::unique_ptr<LogCapture>(
+      new LogCapture(std::move(pipe), std::move(file), std::move(source), spool));
+}
+
+void LogCapture::Keep(absl::string_view data) {
+  if (file_.valid()) {
+    const absl::Status status = WriteAll(file_.get(), data, source_->path);
+    if (status.ok()) {
+      spool_.AddLog(source_, offset_, static_cast<int64_t>(data.size()));
+    } else {
+      SY_LOG(ERROR) << "logs are kept in memory from now on: " << status
+                    << " job=" << source_->attempt.job << " rank=" << source_->rank;
+      file_.Reset();
+    }
+  }
+  if (!file_.valid()) {
+    v1::Report report;
+    report.mutable_log()->set_rank(source_->rank);
+    report.mutable_log()->set_stream(source_->stream);
+    report.mutable_log()->set_offset(offset_);
+    report.mutable_log()->set_data(data.data(), data.size());
+    spool_.Add(source_->attempt, std::move(report));
+  }
+  offset_ += static_cast<int64_t>(data.size());
+  tail_.append(data.data(), data.size());
+  if (tail_.size() > 2 * kTailBytes) tail_.erase(0, tail_.size() - kTailBytes);
+}
+
+void LogCapture::Drain(int64_t max_bytes) {
+  char buffer[64 << 10];
+  for (int64_t taken = 0; pipe_.valid() && taken < max_bytes;) {
+    const ssize_t n = ::read(pipe_.get(), buffer, sizeof(buffer));
+    if (n > 0) {
+      Keep(absl::string_view(buffer, static_cast<size_t>(n)));
+      taken += n;
+    } else if (n == 0) {
+      pipe_.Reset();
+    } else if (errno == EAGAIN) {
+      return;
+    } else if (errno != EINTR) {
+      SY_LOG(ERROR) << ErrnoStatus("read", source_->stream, errno) << " rank=" << source_->rank;
+      pipe_.Reset();
+    }
+  }
+}
+
+}  // namespace switchyard
