@@ -1,0 +1,153 @@
+#include "worker/trainer/checkpoint/output_plan.h"
+
+#include "base/json.h"
+#include "worker/trainer/checkpoint/test_model.h"
+
+namespace switchyard {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::vector<size_t> ShardSizes(const std::vector<int64_t>& sizes, int64_t limit) {
+  std::vector<TensorSpec> tensors;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    tensors.push_back({absl::StrCat("t", i), TensorDtype::kU8, {sizes[i]}});
+  }
+  std::vector<size_t> counts;
+  for (const auto& shard : SplitIntoShards(tensors, limit)) counts.push_back(shard.size());
+  return counts;
+}
+
+TEST(SplitIntoShardsTest, FollowsTransformersRule) {
+  EXPECT_THAT(ShardSizes({6, 6, 2, 6, 2, 2}, 10), ElementsAre(1, 2, 3));
+  EXPECT_THAT(ShardSizes({5, 5}, 10), ElementsAre(2));
+  // A large one gets its shard at once; what was begun goes on after it.
+  EXPECT_THAT(ShardSizes({3, 11, 3}, 10), ElementsAre(1, 2));
+  EXPECT_THAT(ShardSizes({11, 12}, 10), ElementsAre(1, 1));
+}
+
+TEST(PlanCheckpointTest, WithoutSourceKeepsModelOrderInOneFile) {
+  CheckpointFormat format;
+  format.weight_dtype = TensorDtype::kBf16;
+  const auto plan = PlanCheckpoint(TinyModel(), nullptr, format);
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_THAT(plan->weights.files.files, ElementsAre("model.safetensors"));
+  EXPECT_EQ(plan->index_json, "");
+  EXPECT_EQ(plan->dtype, TensorDtype::kBf16);
+  EXPECT_TRUE(plan->optimizer.layouts.empty());
+  EXPECT_EQ(plan->weights.files.at.size(), SpecsOf(TinyModel(), TensorDtype::kBf16).size());
+}
+
+TEST(PlanCheckpointTest, KeepsTheSourcesDtypesButNoF16) {
+  WeightSource source;
+  source.order = SpecsOf(TinyModel(), TensorDtype::kBf16);
+  source.order[0].dtype = TensorDtype::kF16;
+  source.order[1].dtype = TensorDtype::kF32;
+  const auto plan = PlanCheckpoint(TinyModel(), &source, CheckpointFormat());
+  ASSERT_THAT(plan, IsOk());
+  const auto dtype = [&](size_t i) {
+    return plan->weights.files.at.at(source.order[i].name).dtype;
+  };
+  EXPECT_EQ(dtype(0), TensorDtype::kF32);
+  EXPECT_EQ(dtype(1), TensorDtype::kF32);
+  EXPECT_EQ(dtype(2), TensorDtype::kBf16);
+  EXPECT_EQ(plan->dtype, TensorDtype::kBf16);
+}
+
+TEST(PlanCheckpointTest, IndexPlacesEveryTensor) {
+  CheckpointFormat format;
+  format.max_shard_bytes = 1000;
+  const auto plan = PlanCheckpoint(TinyModel(), nullptr, format);
+  ASSERT_THAT(plan, IsOk());
+  const size_t count = plan->weights.layouts.size();
+  ASSERT_GT(count, 3u);
+  const auto index = ParseJson(plan->index_json, "index");
+  ASSERT_THAT(index, IsOk());
+  const Json& map = (*index)["weight_map"];
+  int64_t bytes = 0;
+  for (size_t f = 0; f < count; ++f) {
+    for (const TensorInfo& tensor : plan->weights.layouts[f].tensors) {
+      EXPECT_EQ(map[tensor.name], plan->weights.files.files[f]) << tensor.name;
+    }
+    bytes += plan->weights.layouts[f].tensors.back().end;
+  }
+  EXPECT_EQ(map.size(), plan->weights.files.at.size());
+  EXPECT_EQ((*index)["metadata"]["total_size"], bytes);
+  EXPECT_EQ((*index)["metadata"]["total_parameters"], CountParameters(TinyConfig()));
+}
+
+TEST(PlanCheckpointTest, OptimizerHasRemaindersBesideBf16Only) {
+  WeightSource source;
+  source.order = SpecsOf(TinyModel(), TensorDtype::kBf16);
+  source.order[1].dtype = TensorDtype::kF32;
+  CheckpointFormat format;
+  format.save_optimizer = true;
+  format.moment_dtype = TensorDtype::kBf16;
+  const auto plan = PlanCheckpoint(TinyModel(), &source, format);
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_THAT(plan->optimizer.files.files,
+              ElementsAre("switchyard/optimizer-00001-of-00001.safetensors"));
+  const auto& at = plan->optimizer.files.at;
+  EXPECT_EQ(at.size(), 3 * source.order.size() - 1);
+  EXPECT_EQ(at.count(source.order[1].name + ".remainder"), 0u);
+  EXPECT_EQ(at.at(source.order[2].name + ".remainder").dtype, TensorDtype::kI16);
+  EXPECT_EQ(at.at(source.order[1].name + ".exp_avg").dtype, TensorDtype::kBf16);
+}
+
+TEST(PlanCheckpointTest, RefusesAnImpossibleShardSize) {
+  CheckpointFormat format;
+  format.max_shard_bytes = 0;
+  EXPECT_THAT(PlanCheckpoint(TinyModel(), nullptr, format),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("max_shard_bytes is 0")));
+}
+
+class ResolveOptimizerTest : public testing::Test {
+ protected:
+  // Writes a checkpoint's optimizer file with `edit` applied to its tensors and resolves it.
+  template <typename Edit>
+  absl::StatusOr<TensorFiles> Resolve(const Edit& edit) {
+    const std::string folder = TestFolder("optimizer");
+    EXPECT_THAT(MakeFolders(folder + "/switchyard"), IsOk());
+    std::vector<TensorSpec> tensors;
+    WeightSource weights;
+    for (const TensorSpec& spec : SpecsOf(TinyModel(), TensorDtype::kBf16)) {
+      weights.files.at[spec.name].dtype = TensorDtype::kBf16;
+      tensors.push_back({spec.name + ".exp_avg", TensorDtype::kF32, spec.shape});
+      tensors.push_back({spec.name + ".exp_avg_sq", TensorDtype::kF32, spec.shape});
+      tensors.push_back({spec.name + ".remainder", TensorDtype::kI16, spec.shape});
+    }
+    edit(tensors);
+    const std::string name = "switchyard/optimizer-00001-of-00001.safetensors";
+    WriteSafetensors(folder + "/" + name, tensors);
+    return ResolveOptimizer(folder, {"config.json", name}, weights, TinyModel());
+  }
+};
+
+TEST_F(ResolveOptimizerTest, FindsAllTensors) {
+  const auto found = Resolve([](std::vector<TensorSpec>&) {});
+  ASSERT_THAT(found, IsOk());
+  EXPECT_EQ(found->at.at("model.norm.weight.remainder").numel, 6);
+}
+
+TEST_F(ResolveOptimizerTest, NamesWhatIsWrong) {
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  EXPECT_THAT(Resolve([](auto& tensors) { tensors.pop_back(); }),
+              StatusIs(kInvalid, HasSubstr("'lm_head.weight.remainder' is missing")));
+  EXPECT_THAT(Resolve([](auto& tensors) {
+                tensors[0].shape = {6, 13};
+              }),
+              StatusIs(kInvalid, HasSubstr("'model.embed_tokens.weight.exp_avg' is F32 [6, 13], "
+                                           "the model needs F32 or BF16 [13, 6]")));
+  EXPECT_THAT(Resolve([](auto& tensors) { tensors[2].dtype = TensorDtype::kF16; }),
+              StatusIs(kInvalid, HasSubstr("the model needs I16")));
+  EXPECT_THAT(Resolve([](auto& tensors) {
+                tensors.push_back({"other.exp_avg", TensorDtype::kF32, {1}});
+              }),
+              StatusIs(kInvalid, HasSubstr("1 optimizer tensors belong to no weight")));
+  EXPECT_THAT(ResolveOptimizer("folder", {"config.json"}, WeightSource(), TinyModel()),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("without optimizer")));
+}
+
+}  // namespace
+}  // namespace switchyard
