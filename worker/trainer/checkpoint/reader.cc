@@ -103,29 +103,35 @@ absl::Status ReadOptimizer(const TensorFiles& saved, const std::vector<BucketSha
 }
 
 bool HasOptimizer(const std::vector<BucketShard>& shards) {
-  for (const BucketShard& shard : shards) {
-    TORCH_CHECK(shard.exp_avg.defined() == shards[0].exp_avg.defined() &&
-                    shard.exp_avg_sq.defined() == shard.exp_avg.defined(),
-                "bug: shard of ", shard.layout.name, ": some moments are undefined, others not");
-  }
   return !shards.empty() && shards[0].exp_avg.defined();
 }
 
-void CheckTensors(const std::vector<BucketShard>& shards) {
+// Our own mistakes in the making of shards, found before the ranks wait for each other.
+absl::Status CheckTensors(const std::vector<BucketShard>& shards) {
+  const auto bug = [](const BucketShard& shard, absl::string_view problem) {
+    return absl::InternalError(absl::StrCat("bug: shard of ", shard.layout.name, ", elements [",
+                                            shard.begin, ", ", shard.end, "): ", problem));
+  };
   for (const BucketShard& shard : shards) {
+    if (!shard.weights.defined()) return bug(shard, "no weights");
     for (const at::Tensor* tensor :
          {&shard.weights, &shard.remainder, &shard.exp_avg, &shard.exp_avg_sq}) {
-      if (!tensor->defined() && tensor != &shard.weights) continue;
-      TORCH_CHECK(tensor->defined() && tensor->dim() == 1 && tensor->is_contiguous() &&
-                      tensor->numel() == shard.end - shard.begin,
-                  "bug: shard of ", shard.layout.name, ": elements [", shard.begin, ", ", shard.end,
-                  ") need contiguous tensors of that size");
+      if (!tensor->defined()) continue;
+      if (tensor->dim() != 1 || !tensor->is_contiguous() ||
+          tensor->numel() != shard.end - shard.begin) {
+        return bug(shard, absl::StrCat("a tensor of ", tensor->numel(), " elements, or strided"));
+      }
     }
-    TORCH_CHECK(!shard.remainder.defined() || (shard.weights.scalar_type() == at::kBFloat16 &&
-                                               shard.remainder.scalar_type() == at::kShort),
-                "bug: shard of ", shard.layout.name,
-                ": an int16 remainder belongs to bf16 weights");
+    if (shard.remainder.defined() && (shard.weights.scalar_type() != at::kBFloat16 ||
+                                      shard.remainder.scalar_type() != at::kShort)) {
+      return bug(shard, "an int16 remainder belongs to bf16 weights");
+    }
+    if (shard.exp_avg.defined() != shards[0].exp_avg.defined() ||
+        shard.exp_avg_sq.defined() != shard.exp_avg.defined()) {
+      return bug(shard, "some moments are undefined, others not");
+    }
   }
+  return absl::OkStatus();
 }
 
 // A random-looking function of an element's index (SplitMix64's finalizer).
@@ -161,7 +167,7 @@ absl::StatusOr<WeightSource> OpenWeights(const std::string& folder,
 // hash(0). Two sums per tensor show it without gathering the ranges.
 void CheckCoverage(const std::vector<BucketLayout>& model, const std::vector<BucketShard>& shards,
                    Comm& world) {
-  CheckTensors(shards);
+  absl::Status status = CheckTensors(shards);
   absl::flat_hash_map<std::string, int64_t> index;
   std::vector<const TensorSlot*> slots;
   for (const BucketLayout& bucket : model) {
@@ -176,8 +182,11 @@ void CheckCoverage(const std::vector<BucketLayout>& model, const std::vector<Buc
     if (!shard.writer) continue;
     for (const TensorSlot& slot : shard.layout.slots) {
       const auto it = index.find(slot.name);
-      TORCH_CHECK(it != index.end(), "bug: shard of ", shard.layout.name, ": the model has no '",
-                  slot.name, "'");
+      if (it == index.end()) {
+        status = absl::InternalError(absl::StrCat("bug: shard of ", shard.layout.name,
+                                                  ": the model has no '", slot.name, "'"));
+        continue;
+      }
       const int64_t first = std::max(shard.begin, slot.offset) - slot.offset;
       const int64_t last = std::min(shard.end, slot.offset + slot.numel) - slot.offset;
       if (first >= last) continue;
@@ -188,13 +197,16 @@ void CheckCoverage(const std::vector<BucketLayout>& model, const std::vector<Buc
       sum[2 * it->second + 1] = static_cast<int64_t>(telescope);
     }
   }
+  AgreeOk(world, status, "check shards");
   world.AllReduceSum(sums);
   const int64_t* const total = sums.data_ptr<int64_t>();
   for (size_t i = 0; i < slots.size(); ++i) {
     const uint64_t whole = Hash(static_cast<uint64_t>(slots[i]->numel)) - Hash(0);
-    TORCH_CHECK(total[2 * i] == slots[i]->numel && static_cast<uint64_t>(total[2 * i + 1]) == whole,
-                "bug: the ranks' shards must hold every element of '", slots[i]->name,
-                "' once: it has ", slots[i]->numel, ", they hold ", total[2 * i]);
+    if (total[2 * i] != slots[i]->numel || static_cast<uint64_t>(total[2 * i + 1]) != whole) {
+      throw StatusError(absl::InternalError(
+          absl::StrCat("bug: the ranks' shards must hold every element of '", slots[i]->name,
+                       "' once: it has ", slots[i]->numel, ", they hold ", total[2 * i])));
+    }
   }
 }
 

@@ -12,9 +12,10 @@
 
 namespace switchyard {
 
-// All functions throw: StatusError (or_throw.h) with the Status of what is wrong with the folder;
-// "bug:" for shards that contradict each other. `model` is the buckets with all experts, `shards`
-// this rank's; `world` is the whole gang, every rank of which must call.
+// All functions throw StatusError (or_throw.h), on all ranks together: on those that found
+// something wrong with the folder with its Status, on the others Aborted; Internal "bug: ..." for
+// shards that contradict each other. `model` is the buckets with all experts, `shards` this rank's;
+// `world` is the whole gang, every rank of which must call.
 
 // Checks that the writers' ranges of all ranks hold every element of every tensor exactly once.
 void CheckCoverage(const std::vector<BucketLayout>& model, const std::vector<BucketShard>& shards,

@@ -139,8 +139,10 @@ absl::Status WriteShards(const std::string& folder, const CheckpointPlan& plan,
                                   return EncodeWeights(shard, dtype, first, n);
                                 }));
     if (!with_optimizer) continue;
-    TORCH_CHECK(shard.exp_avg.defined() && shard.exp_avg_sq.defined(), "bug: shard of ",
-                shard.layout.name, ": save_optimizer without moments");
+    if (!shard.exp_avg.defined()) {
+      return absl::InternalError(absl::StrCat("bug: shard of ", shard.layout.name,
+                                              ": the plan saves moments, which are undefined"));
+    }
     const auto moment = [](const at::Tensor& values) {
       return [values](TensorDtype dtype, int64_t first, int64_t n) {
         const at::ScalarType wanted = dtype == TensorDtype::kBf16 ? at::kBFloat16 : at::kFloat;
