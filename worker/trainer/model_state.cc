@@ -1,0 +1,117 @@
+#include "worker/trainer/model_state.h"
+
+#include <ATen/ATen.h>
+
+#include <utility>
+
+#include "worker/trainer/checkpoint/or_throw.h"
+#include "worker/trainer/checkpoint/reader.h"
+#include "worker/trainer/checkpoint/writer.h"
+#include "worker/trainer/failure.h"
+#include "worker/trainer/models/init.h"
+#include "worker/trainer/models/weight_names.h"
+
+namespace switchyard {
+namespace {
+
+at::ScalarType ScalarType(TrainDtype dtype) {
+  return dtype == TrainDtype::kFloat32 ? at::kFloat : at::kBFloat16;
+}
+
+TensorDtype FileDtype(TrainDtype dtype) {
+  return dtype == TrainDtype::kFloat32 ? TensorDtype::kF32 : TensorDtype::kBf16;
+}
+
+std::vector<BucketLayout> LocalBuckets(const ModelConfig& model, const Mesh& mesh) {
+  const int64_t local = model.num_experts / mesh.ep_size;
+  return BuildBuckets(model, mesh.ep_rank() * local, (mesh.ep_rank() + 1) * local);
+}
+
+FsdpOptions StoreOptions(const TrainConfig& config) {
+  FsdpOptions options;
+  options.weight_dtype = ScalarType(config.model.dtype);
+  options.reshard_after_forward = config.parallel.reshard_after_forward;
+  return options;
+}
+
+AdamOptions OptimizerOptions(const TrainConfig& config) {
+  AdamOptions options;
+  options.decoupled = config.optimizer.decoupled;
+  options.beta1 = config.optimizer.beta1;
+  options.beta2 = config.optimizer.beta2;
+  options.eps = config.optimizer.eps;
+  options.weight_decay = config.optimizer.weight_decay;
+  options.moment_dtype = ScalarType(config.optimizer.moment_dtype);
+  options.seed = config.run.seed;
+  return options;
+}
+
+}  // namespace
+
+ModelState::ModelState(const TrainConfig& config, const ModelConfig& model, const Mesh& mesh,
+                       const Comms& comms)
+    : config_(config),
+      model_(model),
+      mesh_(mesh),
+      comms_(comms),
+      whole_model_(BuildBuckets(model, 0, model.num_experts)),
+      store_(LocalBuckets(model, mesh), mesh, comms, StoreOptions(config)),
+      adam_(OptimizerOptions(config), store_, mesh.ep_rank()) {}
+
+std::vector<BucketShard> ModelState::Shards() {
+  std::vector<BucketShard> shards;
+  for (int b = 0; b < store_.num_buckets(); ++b) {
+    BucketShard shard;
+    shard.layout = store_.layout(b);
+    shard.begin = store_.shard_range(b).begin;
+    shard.end = store_.shard_range(b).end;
+    shard.weights = store_.weight_shard(b);
+    shard.remainder = adam_.state(b).remainder;
+    shard.exp_avg = adam_.state(b).exp_avg;
+    shard.exp_avg_sq = adam_.state(b).exp_avg_sq;
+    shard.writer = mesh_.AxisRank(Axis::kDpReplicate) == 0;
+    shards.push_back(std::move(shard));
+  }
+  return shards;
+}
+
+std::optional<TrainState> ModelState::Load(const std::string& checkpoint) {
+  return Blame(FailureReason::kCheckpointInvalid, [&]() -> std::optional<TrainState> {
+    const std::vector<BucketShard> shards = Shards();
+    Comm& world = comms_[Axis::kWorld];
+    std::optional<WeightSource> source;
+    std::optional<TrainState> state;
+    CheckCoverage(whole_model_, shards, world);
+    if (!checkpoint.empty()) {
+      LoadedCheckpoint loaded = LoadCheckpoint(checkpoint, whole_model_, shards, world);
+      source = std::move(loaded.source);
+      state = std::move(loaded.state);
+    } else if (config_.model.random_init) {
+      for (const BucketShard& shard : shards) {
+        InitializeBucket(model_, shard.layout, config_.run.seed, shard.begin, shard.weights);
+      }
+    } else {
+      source = LoadWeights(config_.model.path, whole_model_, shards, world);
+    }
+    store_.WeightsChanged();
+
+    CheckpointFormat format;
+    format.weight_dtype = FileDtype(config_.model.dtype);
+    format.max_shard_bytes = config_.checkpoint.max_shard_bytes;
+    format.save_optimizer = config_.checkpoint.save_optimizer;
+    format.moment_dtype = FileDtype(config_.optimizer.moment_dtype);
+    plan_ = OrThrow(PlanCheckpoint(whole_model_, source.has_value() ? &*source : nullptr, format));
+    return state;
+  });
+}
+
+uint32_t ModelState::Save(const std::string& folder, const Manifest& manifest,
+                          const TrainState& state) {
+  TORCH_CHECK(plan_.has_value(), "bug: model state: Save before Load");
+  const SaveRequest request{folder, config_.model.path, manifest, state};
+  return Blame(FailureReason::kStorageIo, [&] {
+    return SaveCheckpoint(request, *plan_, whole_model_, Shards(), comms_[Axis::kWorld]);
+  });
+}
+
+}  // namespace switchyard

@@ -1,0 +1,470 @@
+#include "worker/trainer/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "worker/trainer/data/loader.h"
+#include "worker/trainer/data/token_file.h"
+#include "worker/trainer/failure.h"
+#include "worker/trainer/model_state.h"
+#include "worker/trainer/models/decoder.h"
+#include "worker/trainer/models/memory_plan.h"
+#include "worker/trainer/optim/grad_clip.h"
+#include "worker/trainer/optim/nonfinite_guard.h"
+#include "worker/trainer/parallel/collective_dispatcher.h"
+#include "worker/trainer/parallel/local_dispatcher.h"
+#include "worker/trainer/stats.h"
+
+namespace switchyard {
+namespace {
+
+struct TokenSource {
+  std::string name;
+  std::unique_ptr<TokenFile> file;
+  std::unique_ptr<Loader> loader;
+};
+
+// Sums over the micro-batches of a step, then over ranks.
+struct StepSums {
+  double ce = 0;
+  double aux = 0;  // coefficient x mean auxiliary loss
+  int64_t supervised = 0;
+  at::Tensor copies_LE;
+
+  void Add(const LossSums& microbatch) {
+    ce += microbatch.ce_sum;
+    aux += microbatch.aux;
+    supervised += microbatch.supervised;
+    if (!copies_LE.defined()) {
+      copies_LE = microbatch.token_copies_LE.clone();
+    } else {
+      copies_LE.add_(microbatch.token_copies_LE);
+    }
+  }
+
+  void ReduceOver(Comm& world) {
+    at::Tensor sums = at::tensor({ce, aux, static_cast<double>(supervised)}, at::kDouble);
+    world.AllReduceSum(sums);
+    ce = sums[0].item<double>();
+    aux = sums[1].item<double>();
+    supervised = static_cast<int64_t>(sums[2].item<double>());
+    if (copies_LE.defined()) world.AllReduceSum(copies_LE);
+  }
+};
+
+DecoderBatch ToTensors(const Microbatch& rows) {
+  return {at::tensor(rows.tokens, at::kLong), at::tensor(rows.targets, at::kLong),
+          at::tensor(rows.positions, at::kLong), rows.cu_seqlens};
+}
+
+DecoderOptions ModelOptions(const TrainConfig::Model& config, double aux_coefficient) {
+  DecoderOptions options;
+  if (aux_coefficient != 0) {
+    options.aux_loss =
+        config.aux_loss == TrainConfig::Aux::kMegatron ? AuxLoss::kMegatron : AuxLoss::kHf;
+  }
+  options.activation_memory =
+      config.full_recompute ? ActivationMemory::kFullRecompute : ActivationMemory::kLean;
+  options.router_fp32 = config.router_fp32;
+  options.loss_chunk_tokens = config.loss_chunk_tokens;
+  return options;
+}
+
+double AuxCoefficient(const TrainConfig::Model& config, const ModelConfig& model) {
+  if (config.aux_loss == TrainConfig::Aux::kOff || model.NumMoeLayers() == 0) return 0;
+  if (config.aux_loss_coef.has_value()) return *config.aux_loss_coef;
+  return model.output_router_logits ? model.router_aux_loss_coef : 0;
+}
+
+class Session {
+ public:
+  Session(const TrainConfig& config, const TrainerEnvironment& environment)
+      : config_(config), env_(environment) {}
+
+  TrainResult Run();
+
+ private:
+  bool IsRankZero() const { return config_.run.rank == 0; }
+  Comm& World() { return (*comms_)[Axis::kWorld]; }
+  void Report(RankFrame frame) { env_.report(frame); }
+  void ReportFromRankZero(RankFrame frame) {
+    if (IsRankZero()) env_.report(frame);
+  }
+  void EnterPhase(const char* name, std::string message = "") {
+    Report(PhaseFrame{name, std::move(message)});
+  }
+
+  void Load();
+  TokenSource OpenTokens(const std::string& name, const std::string& path, bool training);
+  void CheckResumable(const TrainState& state, const std::string& folder);
+  void ReportPlan();
+  void TrainStep(int64_t step);
+  void ReportStep(int64_t step, const StepSums& sums, double grad_norm, double lr, bool skipped,
+                  const PhaseTimer& timer);
+  void Validate(int64_t steps_done);
+  void Save(int64_t steps_done, bool final);
+  void WarnOfRefusedCommits();
+  void AwaitLastCommit();
+
+  const TrainConfig& config_;
+  const TrainerEnvironment& env_;
+  ModelConfig model_;
+  Mesh mesh_;
+  std::optional<Comms> comms_;
+  TokenSource train_;
+  std::vector<TokenSource> validation_;
+  int64_t total_steps_ = 0;
+  LrSchedule schedule_;
+  double aux_coefficient_ = 0;
+  std::optional<ModelState> state_;
+  std::unique_ptr<TokenDispatcher> dispatcher_;
+  std::unique_ptr<Decoder> decoder_;
+
+  int64_t steps_done_ = 0;
+  int64_t tokens_seen_ = 0;
+  NonfiniteGuard guard_{3};
+  double last_loss_ = std::nan("");
+  std::optional<double> last_validation_loss_;
+  int64_t last_saved_step_ = -1;
+  std::vector<int64_t> uncommitted_;               // steps whose commit has not been answered
+  std::map<std::string, double> carried_seconds_;  // between steps; reported with the next one
+};
+
+TokenSource Session::OpenTokens(const std::string& name, const std::string& path, bool training) {
+  return Blame(FailureReason::kDataInvalid, [&] {
+    TokenSource source;
+    source.name = name;
+    source.file = OrThrow(TokenFile::Open(path, /*verify=*/true));
+    if (source.file->vocab_size() > model_.vocab_size) {
+      throw TrainError(FailureReason::kDataInvalid,
+                       absl::StrCat(path, ": holds token id ", source.file->vocab_size() - 1,
+                                    ", the model's vocabulary has ", model_.vocab_size));
+    }
+    LoaderOptions options;
+    options.seed = config_.run.seed;
+    options.local_batch_size = config_.batch.local_batch_size;
+    options.global_batch_size = training ? config_.batch.global_batch_size
+                                         : config_.batch.local_batch_size * config_.run.world_size;
+    options.dp_rank = config_.run.rank;
+    options.dp_size = config_.run.world_size;
+    options.shuffle = training && config_.data.shuffle;
+    source.loader = std::make_unique<Loader>(OrThrow(Loader::Make(source.file.get(), options)));
+    return source;
+  });
+}
+
+void Session::CheckResumable(const TrainState& state, const std::string& folder) {
+  const auto refuse = [&](const char* what, const auto& theirs, const auto& ours) {
+    throw TrainError(
+        FailureReason::kCheckpointInvalid,
+        absl::StrCat("resume from ", folder, ": ", what, " was ", theirs, ", the job has ", ours));
+  };
+  if (state.dataset_fingerprint != train_.file->fingerprint()) {
+    refuse("the dataset's fingerprint", state.dataset_fingerprint, train_.file->fingerprint());
+  }
+  if (state.seed != config_.run.seed) refuse("the seed", state.seed, config_.run.seed);
+  if (state.global_batch_size != config_.batch.global_batch_size) {
+    refuse("global_batch_size", state.global_batch_size, config_.batch.global_batch_size);
+  }
+  if (state.step > total_steps_)
+    refuse("the step", state.step, absl::StrCat(total_steps_, " steps"));
+}
+
+void Session::Load() {
+  EnterPhase("loading", config_.model.path);
+  Blame(FailureReason::kConfigInvalid, [&] {
+    model_ = OrThrow(ReadModelConfig(config_.model.path));
+    mesh_ = OrThrow(MakeMesh(static_cast<int>(config_.run.world_size),
+                             static_cast<int>(config_.run.rank),
+                             static_cast<int>(config_.parallel.dp_replicate_size),
+                             static_cast<int>(config_.parallel.ep_size), model_.num_experts));
+  });
+  train_ = OpenTokens("train", config_.data.train_tokens, /*training=*/true);
+  for (const TokensFile& tokens : config_.data.validation_tokens) {
+    validation_.push_back(OpenTokens(tokens.name, tokens.path, /*training=*/false));
+  }
+  Blame(FailureReason::kConfigInvalid, [&] {
+    total_steps_ = OrThrow(TotalSteps(config_.batch, train_.loader->steps_per_epoch()));
+    schedule_ = OrThrow(ResolveLrSchedule(config_.lr_schedule, total_steps_));
+  });
+  aux_coefficient_ = AuxCoefficient(config_.model, model_);
+
+  comms_.emplace(env_.make_comms(mesh_));
+  ReportPlan();
+  state_.emplace(config_, model_, mesh_, *comms_);
+  const std::string checkpoint =
+      !config_.run.resume_from.empty() ? config_.run.resume_from : config_.checkpoint.restore_from;
+  guard_ = NonfiniteGuard(config_.optimizer.max_nonfinite_steps);
+  if (const std::optional<TrainState> loaded = state_->Load(checkpoint); loaded.has_value()) {
+    CheckResumable(*loaded, checkpoint);
+    steps_done_ = loaded->step;
+    tokens_seen_ = loaded->tokens_seen;
+    guard_ = NonfiniteGuard(config_.optimizer.max_nonfinite_steps, loaded->nonfinite_in_a_row,
+                            loaded->skipped_total);
+    last_saved_step_ = steps_done_;
+  }
+  if (mesh_.ep_size == 1) {
+    dispatcher_ = std::make_unique<LocalDispatcher>(model_.num_experts);
+  } else {
+    dispatcher_ = std::make_unique<CollectiveDispatcher>((*comms_)[Axis::kEp], model_.num_experts);
+  }
+  decoder_ = std::make_unique<Decoder>(model_, ModelOptions(config_.model, aux_coefficient_),
+                                       state_->store(), *dispatcher_);
+}
+
+void Session::ReportPlan() {
+  MemoryPlanInput input;
+  input.world_size = config_.run.world_size;
+  input.ep_size = config_.parallel.ep_size;
+  input.dp_replicate_size = config_.parallel.dp_replicate_size;
+  input.microbatch_tokens = config_.batch.local_batch_size * train_.file->row_length();
+  input.weight_bytes = config_.model.dtype == TrainDtype::kFloat32 ? 4 : 2;
+  input.moment_bytes = config_.optimizer.moment_dtype == TrainDtype::kFloat32 ? 4 : 2;
+  input.full_recompute = config_.model.full_recompute;
+  input.reshard_after_forward = config_.parallel.reshard_after_forward;
+  input.loss_chunk_tokens = config_.model.loss_chunk_tokens;
+  const MemoryPlan plan = PlanMemory(model_, input);
+  ReportFromRankZero(PlanFrame{plan.weights, plan.gradients, plan.optimizer, plan.activations,
+                               plan.buffers, plan.total()});
+}
+
+void Session::TrainStep(int64_t step) {
+  PhaseTimer timer(*env_.clock);
+  Loader& loader = *train_.loader;
+  ShardedParameterStore& store = state_->store();
+  const int64_t supervised = loader.SupervisedInStep(step);
+  // A step without any target has no loss; its denominator must not matter.
+  const double loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(supervised, 1));
+  const int64_t global_rows = config_.batch.global_batch_size;
+  const int64_t rows = std::min(
+      global_rows, train_.file->num_rows() - step % loader.steps_per_epoch() * global_rows);
+  const int64_t local_rows = config_.batch.local_batch_size;
+  const int64_t filled_microbatches = (rows + local_rows - 1) / local_rows;
+  const double aux_scale = aux_coefficient_ / static_cast<double>(filled_microbatches);
+
+  StepSums sums;
+  const int64_t microbatches = loader.microbatches_per_step();
+  for (int64_t m = 0; m < microbatches; ++m) {
+    const DecoderBatch batch = ToTensors(loader.Get(step, m));
+    timer.Lap("data");
+    store.BeginMicrobatch(m == 0, m + 1 == microbatches);
+    sums.Add(decoder_->ForwardBackward(batch, loss_scale, aux_scale));
+    timer.Lap("forward_backward");
+  }
+  store.FinishGradients();
+  sums.ReduceOver(World());
+  TORCH_CHECK(sums.supervised == supervised, "bug: step ", step, ": the ranks saw ",
+              sums.supervised, " supervised tokens, the global batch has ", supervised);
+  const double loss = sums.ce * loss_scale;
+  const double grad_norm = GlobalGradNorm(store, *comms_);
+  timer.Lap("reduce");
+
+  const double lr = LearningRate(schedule_, step);
+  const bool update = guard_.Allow(loss + sums.aux, grad_norm);
+  if (update) {
+    // Skipped steps are not updates: Adam's bias correction counts those made.
+    state_->adam().Step(step + 1 - guard_.total(), lr,
+                        ClipCoefficient(grad_norm, config_.optimizer.max_grad_norm));
+    store.WeightsChanged();
+  }
+  timer.Lap("optimizer");
+  steps_done_ = step + 1;
+  env_.control->steps_done.store(steps_done_);
+  tokens_seen_ += loader.TokensInStep(step);
+  last_loss_ = loss;
+  ReportStep(step, sums, grad_norm, lr, !update, timer);
+  if (guard_.Exhausted()) {
+    throw TrainError(
+        FailureReason::kNanLoss,
+        absl::StrCat("step ", steps_done_, ": loss ", loss, ", gradient norm ", grad_norm,
+                     ": not finite ", guard_.in_a_row(), " times in a row"));
+  }
+}
+
+void Session::ReportStep(int64_t step, const StepSums& sums, double grad_norm, double lr,
+                         bool skipped, const PhaseTimer& timer) {
+  at::Tensor memory = at::tensor({PeakHostMemoryBytes()}, at::kLong);
+  World().AllReduceMax(memory);
+  StepFrame frame;
+  frame.step = step + 1;
+  frame.total_steps = total_steps_;
+  frame.epoch =
+      static_cast<double>(step + 1) / static_cast<double>(train_.loader->steps_per_epoch());
+  frame.loss = last_loss_;
+  frame.aux_loss = aux_coefficient_ == 0 ? 0 : sums.aux / aux_coefficient_;
+  frame.grad_norm = grad_norm;
+  frame.learning_rate = lr;
+  frame.tokens = train_.loader->TokensInStep(step);
+  frame.supervised_tokens = sums.supervised;
+  frame.step_seconds = timer.total_seconds();
+  if (frame.step_seconds > 0) {
+    frame.tokens_per_second = static_cast<double>(frame.tokens) / frame.step_seconds;
+    frame.supervised_tokens_per_second =
+        static_cast<double>(frame.supervised_tokens) / frame.step_seconds;
+  }
+  frame.memory_bytes = memory.item<int64_t>();
+  frame.expert_load_max_over_mean = ExpertLoadMaxOverMean(sums.copies_LE);
+  frame.skipped = skipped;
+  frame.skipped_total = guard_.total();
+  frame.phase_seconds = timer.seconds();
+  frame.phase_seconds.merge(carried_seconds_);
+  carried_seconds_.clear();
+  ReportFromRankZero(frame);
+}
+
+void Session::Validate(int64_t steps_done) {
+  if (validation_.empty()) return;
+  EnterPhase("validating");
+  PhaseTimer timer(*env_.clock);
+  last_validation_loss_.reset();
+  for (TokenSource& source : validation_) {
+    StepSums sums;
+    for (int64_t step = 0; step < source.loader->steps_per_epoch(); ++step) {
+      sums.Add(decoder_->Evaluate(ToTensors(source.loader->Get(step, 0))));
+    }
+    sums.ReduceOver(World());
+    const double loss = sums.ce / static_cast<double>(std::max<int64_t>(sums.supervised, 1));
+    if (!last_validation_loss_.has_value()) last_validation_loss_ = loss;
+    ReportFromRankZero(ValidationFrame{steps_done, source.name, loss, sums.supervised});
+  }
+  timer.Lap("validation");
+  carried_seconds_["validation"] += timer.total_seconds();
+  EnterPhase("training");
+}
+
+void Session::Save(int64_t steps_done, bool final) {
+  EnterPhase("saving");
+  PhaseTimer timer(*env_.clock);
+  Manifest manifest;
+  manifest.job = config_.run.job_name;
+  manifest.job_uid = config_.run.job_uid;
+  manifest.attempt = config_.run.attempt;
+  manifest.step = steps_done;
+  manifest.final = final;
+  manifest.world_size = config_.run.world_size;
+  manifest.ep_size = config_.parallel.ep_size;
+  manifest.loss = last_loss_;
+  manifest.validation_loss = last_validation_loss_;
+  TrainState state;
+  state.step = steps_done;
+  state.seed = config_.run.seed;
+  state.dataset_fingerprint = train_.file->fingerprint();
+  state.global_batch_size = config_.batch.global_batch_size;
+  state.tokens_seen = tokens_seen_;
+  state.skipped_total = guard_.total();
+  state.nonfinite_in_a_row = guard_.in_a_row();
+  state.lr_schedule = config_.lr_schedule_spec;
+  state.torch_version = TORCH_VERSION;
+  const std::string folder =
+      absl::StrCat(config_.run.job_dir, "/staging/", config_.run.attempt, "/step-", steps_done);
+  const uint32_t crc32c = state_->Save(folder, manifest, state);
+  last_saved_step_ = steps_done;
+  uncommitted_.push_back(steps_done);
+  ReportFromRankZero(
+      CheckpointFrame{steps_done, folder, crc32c, final, last_loss_, last_validation_loss_});
+  timer.Lap("checkpoint");
+  carried_seconds_["checkpoint"] += timer.total_seconds();
+  EnterPhase("training");
+}
+
+// A refused commit of a checkpoint on the way does not end training: it may be the service's fault,
+// and the next one may go through.
+void Session::WarnOfRefusedCommits() {
+  if (!IsRankZero()) return;
+  std::vector<int64_t> waiting;
+  for (int64_t step : uncommitted_) {
+    const auto result = env_.control->TakeCheckpointResult(step, absl::ZeroDuration());
+    if (!result.has_value()) {
+      waiting.push_back(step);
+    } else if (!result->ok) {
+      Report(WarningFrame{
+          absl::StrCat("checkpoint of step ", step, " was not committed: ", result->error)});
+    }
+  }
+  uncommitted_ = std::move(waiting);
+}
+
+// All ranks wait together, in slices shorter than the collectives' timeout.
+void Session::AwaitLastCommit() {
+  if (env_.commit_timeout == absl::ZeroDuration() || uncommitted_.empty()) return;
+  enum Outcome : int64_t { kWaiting = 0, kDone = 1, kRefused = 2 };
+  const int64_t step = uncommitted_.back();
+  const absl::Duration slice = std::min(config_.parallel.collective_timeout / 4, absl::Seconds(2));
+  const absl::Duration deadline = env_.clock->Monotonic() + env_.commit_timeout;
+  std::string fault;
+  int64_t outcome = kWaiting;
+  while (outcome == kWaiting) {
+    if (IsRankZero()) {
+      const auto result = env_.control->TakeCheckpointResult(step, slice);
+      const StopRequest stop = env_.control->stop();
+      if (result.has_value()) {
+        outcome = result->ok ? kDone : kRefused;
+        fault = result->error;
+      } else if (env_.clock->Monotonic() >= deadline || (stop.stop && !stop.checkpoint)) {
+        // The checkpoint is complete and its frame is sent: the service commits it when it is back.
+        SY_LOG(WARNING) << "no answer about the last checkpoint step=" << step;
+        outcome = kDone;
+      }
+    }
+    at::Tensor agreed = at::tensor({outcome}, at::kLong);
+    World().AllReduceMax(agreed);
+    outcome = agreed.item<int64_t>();
+  }
+  if (outcome == kRefused) {
+    throw TrainError(FailureReason::kStorageIo,
+                     absl::StrCat("checkpoint of step ", step, " was not committed",
+                                  IsRankZero() ? ": " : " (rank 0 knows why)", fault));
+  }
+}
+
+TrainResult Session::Run() {
+  Load();
+  EnterPhase("training");
+  const TrainConfig::Batch& batch = config_.batch;
+  const TrainConfig::Checkpoint& checkpoint = config_.checkpoint;
+  const int64_t steps_per_epoch = train_.loader->steps_per_epoch();
+  const auto every = [](int64_t period, int64_t done) { return period > 0 && done % period == 0; };
+  while (steps_done_ < total_steps_) {
+    const StopRequest stop = AgreeOnStop(World(), env_.control->stop());
+    if (stop.stop) {
+      const bool progress = steps_done_ > std::max<int64_t>(last_saved_step_, 0);
+      if (stop.checkpoint && progress) Save(steps_done_, /*final=*/false);
+      AwaitLastCommit();
+      return {steps_done_, true};
+    }
+    WarnOfRefusedCommits();
+    TrainStep(steps_done_);
+    const bool last = steps_done_ == total_steps_;
+    if (last || every(batch.val_every_steps, steps_done_)) Validate(steps_done_);
+    if (last || every(checkpoint.every_steps, steps_done_) ||
+        (checkpoint.every_epoch && every(steps_per_epoch, steps_done_))) {
+      Save(steps_done_, last);
+    }
+  }
+  AwaitLastCommit();
+  return {steps_done_, false};
+}
+
+}  // namespace
+
+TrainResult Train(const TrainConfig& config, const TrainerEnvironment& environment) {
+  at::set_num_threads(static_cast<int>(config.run.threads));
+  const c10::NoGradGuard no_grad;  // no autograd on the training path
+  const TrainResult result = Session(config, environment).Run();
+  environment.report(DoneFrame{result.step, result.stopped});
+  return result;
+}
+
+}  // namespace switchyard
