@@ -52,7 +52,7 @@ std::vector<BucketShard> MakeShards(const Mesh& mesh, const Dtypes& dtypes) {
   const int64_t per_rank = 4 / mesh.ep_size;
   std::vector<BucketShard> shards;
   for (BucketLayout& layout :
-       BuildBuckets(TinyConfig(), mesh.ep_rank() * per_rank, (mesh.ep_rank() + 1) * per_rank)) {
+       TinyModel(false, mesh.ep_rank() * per_rank, (mesh.ep_rank() + 1) * per_rank)) {
     const Axis axis = layout.kind == BucketKind::kDense ? Axis::kDpShard : Axis::kExpertShard;
     const ShardRange range = ShardOf(layout.numel, mesh.AxisSize(axis), mesh.AxisRank(axis));
     BucketShard shard;

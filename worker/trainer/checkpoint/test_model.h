@@ -11,31 +11,59 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/trainer/checkpoint/safetensors.h"
-#include "worker/trainer/models/weight_names.h"
+#include "worker/trainer/parallel/bucket_layout.h"
 
 namespace switchyard {
 
-// Odd sizes, so that shards cut through tensors.
-inline ModelConfig TinyConfig(bool tied = false) {
-  ModelConfig config;
-  config.model_type = "qwen3_moe";
-  config.vocab_size = 13;
-  config.hidden_size = 6;
-  config.intermediate_size = 10;
-  config.num_layers = 3;
-  config.num_heads = 2;
-  config.num_kv_heads = 1;
-  config.head_dim = 4;
-  config.moe_intermediate_size = 5;
-  config.num_experts = 4;
-  config.top_k = 2;
-  config.mlp_only_layers = {1};
-  config.tie_word_embeddings = tied;
-  return config;
-}
-
-inline std::vector<BucketLayout> TinyModel(bool tied = false) {
-  return BuildBuckets(TinyConfig(tied), 0, 4);
+// The buckets of a rank that holds experts [expert_begin, expert_end) of four: two MoE layers with
+// a dense one between, of odd sizes, so that shards cut through tensors.
+inline std::vector<BucketLayout> TinyModel(bool tied = false, int64_t expert_begin = 0,
+                                           int64_t expert_end = 4) {
+  std::vector<BucketLayout> buckets;
+  const auto begin = [&](const std::string& name, BucketKind kind, int64_t layer) {
+    buckets.emplace_back();
+    buckets.back().name = name;
+    buckets.back().kind = kind;
+    buckets.back().layer = layer;
+  };
+  const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
+    TensorSlot slot;
+    slot.name = name;
+    slot.shape = shape;
+    slot.offset = buckets.back().numel;
+    slot.numel = 1;
+    for (int64_t dim : shape) slot.numel *= dim;
+    buckets.back().numel += slot.numel;
+    buckets.back().slots.push_back(slot);
+  };
+  begin("embedding", BucketKind::kDense, -1);
+  add("model.embed_tokens.weight", {13, 6});
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    const std::string p = absl::StrCat("model.layers.", layer, ".");
+    begin(absl::StrCat("layers.", layer, ".dense"), BucketKind::kDense, layer);
+    add(p + "input_layernorm.weight", {6});
+    add(p + "self_attn.q_proj.weight", {8, 6});
+    add(p + "self_attn.q_norm.weight", {4});
+    if (layer == 1) {
+      add(p + "mlp.gate_proj.weight", {10, 6});
+      add(p + "mlp.up_proj.weight", {10, 6});
+      add(p + "mlp.down_proj.weight", {6, 10});
+      continue;
+    }
+    add(p + "mlp.gate.weight", {4, 6});
+    begin(absl::StrCat("layers.", layer, ".experts"), BucketKind::kExpert, layer);
+    for (int64_t e = expert_begin; e < expert_end; ++e) {
+      add(absl::StrCat(p, "mlp.experts.", e, ".gate_proj.weight"), {5, 6});
+      add(absl::StrCat(p, "mlp.experts.", e, ".up_proj.weight"), {5, 6});
+    }
+    for (int64_t e = expert_begin; e < expert_end; ++e) {
+      add(absl::StrCat(p, "mlp.experts.", e, ".down_proj.weight"), {6, 5});
+    }
+  }
+  begin("head", BucketKind::kDense, -1);
+  add("model.norm.weight", {6});
+  if (!tied) add("lm_head.weight", {13, 6});
+  return buckets;
 }
 
 inline std::vector<TensorSpec> SpecsOf(const std::vector<BucketLayout>& model, TensorDtype dtype) {
