@@ -1,0 +1,143 @@
+// The program itself: flags, port file, metrics, signals.
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "base/fd.h"
+#include "base/json.h"
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "tests/agent/agent_fixture.h"
+#include "worker/agent/subprocess.h"
+
+namespace switchyard {
+namespace {
+
+using testing::HasSubstr;
+
+// Runs to the end. Output in `out` and `err`.
+ExitStatus RunProgram(const std::vector<std::string>& argv, std::string& out, std::string& err) {
+  SubprocessOptions options;
+  options.argv = argv;
+  auto process = Subprocess::Start(options);
+  EXPECT_THAT(process, IsOk());
+  for (auto [fd, text] : {std::pair{(*process)->stdout_fd().get(), &out},
+                          std::pair{(*process)->stderr_fd().get(), &err}}) {
+    char buffer[4096];
+    pollfd entry{fd, POLLIN, 0};
+    while (::poll(&entry, 1, 30000) == 1) {
+      const ssize_t n = ::read(fd, buffer, sizeof(buffer));
+      if (n <= 0) break;
+      text->append(buffer, static_cast<size_t>(n));
+    }
+  }
+  EXPECT_TRUE(Eventually([&] { return (*process)->HasEnded(); }));
+  return (*process)->Reap();
+}
+
+class AgentProgramTest : public AgentTest {
+ protected:
+  absl::StatusOr<std::unique_ptr<Subprocess>> StartProgram() {
+    SubprocessOptions options;
+    options.argv = {SY_AGENT_PROGRAM,
+                    "--coordinator=" + coordinator_.target(),
+                    "--node=n1",
+                    "--state-dir=" + config_.state_dir,
+                    "--cpu-ranks=2",
+                    "--metrics-listen=127.0.0.1:0",
+                    "--bin-dir=" + config_.bin_dir,
+                    "--port-file=" + folder_ + "/ports.json"};
+    return Subprocess::Start(options);
+  }
+};
+
+TEST_F(AgentProgramTest, HelpAndFaults) {
+  std::string out, err;
+  EXPECT_EQ(RunProgram({SY_AGENT_PROGRAM, "--help"}, out, err).code, 0);
+  EXPECT_THAT(out, HasSubstr("--cpu-ranks N"));
+  out.clear();
+  EXPECT_EQ(RunProgram({SY_AGENT_PROGRAM, "--cpu-rank=2"}, out, err).code, 2);
+  EXPECT_EQ(out, "");
+  EXPECT_THAT(err, HasSubstr("unknown flag --cpu-rank; did you mean --cpu-ranks?"));
+}
+
+TEST_F(AgentProgramTest, TakenMetricsPortIsAClearError) {
+  std::string out, err;
+  const ExitStatus status = RunProgram({SY_AGENT_PROGRAM, "--state-dir=" + folder_ + "/other",
+                                        "--cpu-ranks=1", "--metrics-listen=256.0.0.1:1"},
+                                       out, err);
+  EXPECT_EQ(status.code, 1);
+  EXPECT_THAT(err, HasSubstr("serve metrics on 256.0.0.1:1"));
+}
+
+TEST_F(AgentProgramTest, ServesMetricsAndStopsGracefully) {
+  auto program = StartProgram();
+  ASSERT_THAT(program, IsOk());
+  Launch({"obey", "obey"});
+  ASSERT_TRUE(WaitForReport(v1::Report::kRunning));
+  absl::StatusOr<Json> ports = ReadJsonFile(folder_ + "/ports.json");
+  ASSERT_THAT(ports, IsOk());
+  const std::string address = JsonGet<std::string>(*ports, "metrics_listen").value();
+
+  std::string out, err;
+  ASSERT_EQ(RunProgram({"/bin/bash", "-c",
+                        "exec 5<>/dev/tcp/" + address.substr(0, address.find(':')) + "/" +
+                            address.substr(address.find(':') + 1) +
+                            "; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&5; cat <&5"},
+                       out, err)
+                .code,
+            0)
+      << err;
+  const std::string metrics = out.substr(out.find("\r\n\r\n") + 4);
+  EXPECT_THAT(metrics, HasSubstr("switchyard_agent_devices{state=\"busy\"} 2"));
+  if (::access("/usr/bin/promtool", X_OK) == 0) {
+    ASSERT_THAT(ReplaceFile(folder_ + "/metrics.txt", metrics), IsOk());
+    out.clear();
+    err.clear();
+    const ExitStatus checked = RunProgram(
+        {"/bin/sh", "-c", "/usr/bin/promtool check metrics < " + folder_ + "/metrics.txt"}, out,
+        err);
+    EXPECT_EQ(checked.code, 0) << out << err;
+    EXPECT_EQ(out + err, "");
+  }
+
+  ::kill((*program)->pid(), SIGTERM);
+  ASSERT_TRUE(Eventually([&] { return (*program)->HasEnded(); }));
+  EXPECT_EQ((*program)->Reap().code, 0);
+  EXPECT_EQ(AwaitFinished().failure().reason(), v1::DRAINED);
+}
+
+TEST_F(AgentProgramTest, SecondSignalEndsAtOnce) {
+  auto program = StartProgram();
+  ASSERT_THAT(program, IsOk());
+  Launch({"stubborn"});
+  ASSERT_TRUE(WaitForReport(v1::Report::kRunning));
+  ::kill((*program)->pid(), SIGTERM);
+  ::kill((*program)->pid(), SIGINT);
+  ASSERT_TRUE(Eventually([&] { return (*program)->HasEnded(); }));
+  EXPECT_EQ((*program)->Reap().code, 1);
+}
+
+TEST_F(AgentProgramTest, KilledAgentLeavesNoTrainer) {
+  auto program = StartProgram();
+  ASSERT_THAT(program, IsOk());
+  Launch({"stubborn"});
+  ASSERT_TRUE(WaitForReport(v1::Report::kRunning));
+  ASSERT_TRUE(coordinator_.WaitFor([](const auto& record) {
+    return LogOf(record, 0, "stdout").find("\npid ") != std::string::npos;
+  }));
+  const std::string log = LogOf(coordinator_.record(), 0, "stdout");
+  const pid_t trainer = std::stoi(log.substr(log.find("\npid ") + 5));
+  ASSERT_TRUE(ProcessExists(trainer));
+  ::kill((*program)->pid(), SIGKILL);
+  EXPECT_TRUE(Eventually([&] {
+    const std::string stat =
+        ReadFile("/proc/" + std::to_string(trainer) + "/stat").value_or("x) Z");
+    return stat[stat.rfind(')') + 2] == 'Z';
+  }));
+}
+
+}  // namespace
+}  // namespace switchyard
