@@ -22,6 +22,11 @@ absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::st
   return status;
 }
 
+absl::Status WithReason(const absl::Status& status, absl::string_view reason,
+                        const ErrorMetadata& metadata) {
+  return status.ok() ? status : MakeError(status.code(), reason, status.message(), metadata);
+}
+
 absl::Status MakeBadRequest(absl::string_view reason, absl::string_view what,
                             const std::vector<FieldViolation>& violations) {
   std::string message = absl::StrCat(what, ": ");

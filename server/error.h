@@ -17,6 +17,10 @@ using ErrorMetadata = std::vector<std::pair<std::string, std::string>>;
 absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::string_view message,
                        const ErrorMetadata& metadata = {});
 
+// `status` with a reason, for those made where reasons are not known. OK stays OK.
+absl::Status WithReason(const absl::Status& status, absl::string_view reason,
+                        const ErrorMetadata& metadata = {});
+
 // One fault in a request, as google.rpc.BadRequest names it.
 struct FieldViolation {
   std::string field;  // "spec.parallel.ep_size"

@@ -1,7 +1,6 @@
 #include "server/scheduler/lease.h"
 
 #include "absl/strings/str_cat.h"
-#include "server/error.h"
 
 namespace switchyard {
 
@@ -24,12 +23,10 @@ absl::Status LeaseTable::Acquire(const NodeLease& lease, const std::string& boot
   const auto it = leases_.find(lease.node);
   if (it != leases_.end() && it->second.incarnation != lease.incarnation &&
       it->second.boot_id != boot_id && clock_.Monotonic() < it->second.expires) {
-    return MakeError(
-        absl::StatusCode::kAlreadyExists, "NODE_NAME_TAKEN",
+    return absl::AlreadyExistsError(
         absl::StrCat("register node ", lease.node.value(), ": another machine holds this name for ",
                      absl::ToInt64Seconds(it->second.expires - clock_.Monotonic()),
-                     " s more; give each agent its own --node, or wait"),
-        {{"node", lease.node.value()}});
+                     " s more; give each agent its own --node, or wait"));
   }
   leases_[lease.node] = std::move(entry);
   return absl::OkStatus();
@@ -41,10 +38,9 @@ absl::Status LeaseTable::Renew(const NodeLease& lease) {
   const absl::Duration now = clock_.Monotonic();
   if (it == leases_.end() || it->second.incarnation != lease.incarnation ||
       now >= it->second.expires) {
-    return MakeError(absl::StatusCode::kAborted, "STALE_INCARNATION",
-                     absl::StrCat("renew the lease of node ", lease.node.value(), ": incarnation ",
-                                  lease.incarnation.value(), " does not hold it; register again"),
-                     {{"node", lease.node.value()}, {"incarnation", lease.incarnation.value()}});
+    return absl::AbortedError(absl::StrCat("renew the lease of node ", lease.node.value(),
+                                           ": incarnation ", lease.incarnation.value(),
+                                           " does not hold it; register again"));
   }
   it->second.expires = now + config_.ttl + config_.slack();
   it->second.heard = now;

@@ -42,11 +42,11 @@ class LeaseTable {
   // A node stored by an earlier run: leased, but not reachable until it is heard from.
   void Restore(const NodeLease& lease, const std::string& boot_id) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // For a registration. Errors: AlreadyExists NODE_NAME_TAKEN: another machine holds the name and
+  // For a registration. Errors: AlreadyExists: another machine holds the name and
   // its lease has not ended. Another life of the agent on the same machine takes over.
   absl::Status Acquire(const NodeLease& lease, const std::string& boot_id) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // A heartbeat. Errors: Aborted STALE_INCARNATION: not the holder, or the lease has expired.
+  // A heartbeat. Errors: Aborted: not the holder, or the lease has expired.
   absl::Status Renew(const NodeLease& lease) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Takes out and answers the leases that have ended.

@@ -71,6 +71,8 @@ void ChangeSet::Merge(ChangeSet&& other) {
 Store::Store(StoreOptions options, Clock& clock) : options_(std::move(options)), clock_(clock) {}
 Store::~Store() = default;
 
+bool Store::SqliteHasWalResetBug() { return switchyard::SqliteHasWalResetBug(); }
+
 absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, Clock& clock) {
   std::unique_ptr<Store> store(new Store(std::move(options), clock));
   const std::string path = absl::StrCat(store->options_.folder, "/switchyard.db");
@@ -213,6 +215,20 @@ absl::StatusOr<std::vector<JobRecord>> Store::JobsIn(std::vector<JobState> state
     }
   }));
   return jobs;
+}
+
+absl::StatusOr<std::map<JobState, int64_t>> Store::CountJobs() {
+  std::map<JobState, int64_t> counts;
+  for (JobState state : AllJobStates()) counts[state] = 0;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT state, count(*) FROM jobs GROUP BY state"));
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) return absl::OkStatus();
+      counts[static_cast<JobState>(query.IntAt(0))] = query.IntAt(1);
+    }
+  }));
+  return counts;
 }
 
 absl::StatusOr<std::vector<AttemptRecord>> Store::ListAttempts(const JobId& id) {

@@ -109,6 +109,9 @@ class Store {
   static absl::StatusOr<std::unique_ptr<Store>> Open(StoreOptions options, Clock& clock);
   ~Store();
 
+  // Whether this SQLite has the WAL-reset bug that the split of readers and writer avoids.
+  static bool SqliteHasWalResetBug();
+
   int64_t epoch() const { return epoch_; }
   const std::string& database_uuid() const { return uuid_; }
 
@@ -131,6 +134,8 @@ class Store {
                                                     int limit);
   // The newest arrival; id 0: none yet.
   absl::StatusOr<StepRecord> LatestStep(const JobId& id);
+
+  absl::StatusOr<std::map<JobState, int64_t>> CountJobs();
 
   // --- scheduling -------------------------------------------------------------------------------
   absl::StatusOr<std::vector<JobRecord>> JobsIn(std::vector<JobState> states);  // oldest first

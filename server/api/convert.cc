@@ -1,0 +1,354 @@
+#include "server/api/convert.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/status_macros.h"
+#include "server/error.h"
+
+namespace switchyard {
+namespace {
+
+// The enums of the domain are the wire's; one assertion per end of each is enough, because the
+// names are compared in the tests.
+static_assert(static_cast<int>(JobState::kCancelled) == v1::Job::CANCELLED);
+static_assert(static_cast<int>(AttemptState::kLost) == v1::Attempt::LOST);
+static_assert(static_cast<int>(PendingReason::kEngineQueue) == v1::PENDING_REASON_ENGINE_QUEUE);
+static_assert(static_cast<int>(StopTarget::kFailed) == v1::STOP_TARGET_FAILED);
+static_assert(static_cast<int>(FailureReason::kInternal) == v1::INTERNAL);
+
+absl::Status Corrupt(absl::string_view what) {
+  return absl::InternalError(absl::StrCat("bug: the stored ", what, " does not parse"));
+}
+
+v1::Progress ProgressOf(const JobRecord& job, const v1::StepMetrics& step,
+                        int64_t last_checkpoint_step) {
+  v1::Progress progress;
+  progress.set_step(step.step());
+  progress.set_total_steps(step.total_steps());
+  progress.set_epoch(step.epoch());
+  progress.set_loss(step.loss());
+  progress.set_grad_norm(step.grad_norm());
+  progress.set_learning_rate(step.learning_rate());
+  progress.set_tokens_per_second(step.tokens_per_second());
+  progress.set_supervised_tokens_per_second(step.supervised_tokens_per_second());
+  progress.set_memory_bytes(step.memory_bytes());
+  if (job.state == JobState::kRunning && step.total_steps() >= step.step()) {
+    *progress.mutable_time_left() = ToProto(
+        absl::Seconds(static_cast<double>(step.total_steps() - step.step()) * step.step_seconds()));
+  }
+  progress.set_validation_loss(job.validation_loss.value_or(0));
+  progress.set_last_checkpoint_step(last_checkpoint_step);
+  return progress;
+}
+
+struct OrderToProto {
+  const AttemptId& id;
+  const std::string& job_dir;
+  v1::SessionResponse& out;
+
+  absl::Status operator()(const AssignOrder& order) const {
+    v1::Assign* assign = out.mutable_assign();
+    assign->set_job(id.job.value());
+    assign->set_attempt(id.number);
+    assign->set_job_uid(order.job_uid);
+    if (!assign->mutable_spec()->ParseFromString(order.spec)) return Corrupt("job spec");
+    assign->set_node_rank(order.node_rank);
+    assign->set_num_nodes(order.num_nodes);
+    assign->set_first_rank(order.first_rank);
+    assign->mutable_devices()->Add(order.devices.begin(), order.devices.end());
+    assign->set_world_size(order.world_size);
+    assign->set_job_dir(job_dir);
+    assign->set_resume_from(order.resume_from);
+    return absl::OkStatus();
+  }
+  absl::Status operator()(const StartOrder& order) const {
+    v1::Start* start = out.mutable_start();
+    start->set_job(id.job.value());
+    start->set_attempt(id.number);
+    start->set_master_address(order.master_address);
+    start->set_master_port(order.master_port);
+    return absl::OkStatus();
+  }
+  absl::Status operator()(const StopOrder& order) const {
+    v1::Stop* stop = out.mutable_stop();
+    stop->set_job(id.job.value());
+    stop->set_attempt(id.number);
+    *stop->mutable_grace_period() = ToProto(order.grace);
+    stop->set_reason(order.reason);
+    stop->set_checkpoint(order.checkpoint);
+    return absl::OkStatus();
+  }
+};
+
+absl::Status BadName(absl::string_view name, absl::string_view form) {
+  return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
+                   absl::StrCat("'", name, "' is not of the form ", form,
+                                ", with parts of a-z, 0-9 and -, at most 63 long"),
+                   {{"name", std::string(name)}});
+}
+
+}  // namespace
+
+google::protobuf::Timestamp ToProto(absl::Time time) {
+  const int64_t micros = absl::ToUnixMicros(time);
+  google::protobuf::Timestamp out;
+  int64_t seconds = micros / 1000000;
+  if (micros % 1000000 < 0) --seconds;
+  out.set_seconds(seconds);
+  out.set_nanos(static_cast<int32_t>(micros - seconds * 1000000) * 1000);
+  return out;
+}
+absl::Time FromProto(const google::protobuf::Timestamp& time) {
+  return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
+}
+google::protobuf::Duration ToProto(absl::Duration duration) {
+  google::protobuf::Duration out;
+  absl::Duration rest;
+  out.set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &rest));
+  out.set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
+  return out;
+}
+absl::Duration FromProto(const google::protobuf::Duration& duration) {
+  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
+}
+
+v1::Failure ToProto(const FailureRecord& failure) {
+  v1::Failure out;
+  out.set_reason(static_cast<v1::FailureReason>(failure.reason));
+  out.set_message(failure.message);
+  out.set_rank(failure.rank);
+  out.set_node(failure.node);
+  out.set_exit_code(failure.exit_code);
+  out.set_signal(failure.signal);
+  for (const std::string& line : failure.last_lines) out.add_last_lines(line);
+  out.set_step(failure.step);
+  return out;
+}
+FailureRecord FromProto(const v1::Failure& failure) {
+  FailureRecord out;
+  // An agent newer than this coordinator may name a cause that we do not know yet.
+  out.reason = v1::FailureReason_IsValid(failure.reason())
+                   ? static_cast<FailureReason>(failure.reason())
+                   : FailureReason::kExitUnknown;
+  if (out.reason == FailureReason::kNone) out.reason = FailureReason::kExitUnknown;
+  out.message = failure.message();
+  out.rank = failure.rank();
+  out.node = failure.node();
+  out.exit_code = failure.exit_code();
+  out.signal = failure.signal();
+  const int first = std::max(0, failure.last_lines_size() - 20);
+  out.last_lines.assign(failure.last_lines().begin() + first, failure.last_lines().end());
+  out.step = failure.step();
+  return out;
+}
+
+v1::Device ToProto(const DeviceRecord& device) {
+  v1::Device out;
+  out.set_index(device.index);
+  out.set_kind(device.kind);
+  out.set_memory_bytes(device.memory_bytes);
+  out.set_uuid(device.uuid);
+  return out;
+}
+DeviceRecord FromProto(const v1::Device& device) {
+  return {device.index(), device.kind(), device.memory_bytes(), device.uuid()};
+}
+
+v1::AttemptRef ToProto(const AttemptId& id) {
+  v1::AttemptRef out;
+  out.set_job(id.job.value());
+  out.set_attempt(id.number);
+  return out;
+}
+AttemptId FromProto(const v1::AttemptRef& ref) { return {JobId(ref.job()), ref.attempt()}; }
+
+v1::Job::State ToProto(JobState state) { return static_cast<v1::Job::State>(state); }
+JobState FromProto(v1::Job::State state) { return static_cast<JobState>(state); }
+
+v1::Attempt ToProto(const AttemptRecord& attempt) {
+  v1::Attempt out;
+  out.set_name(absl::StrCat(attempt.id.job.value(), "/attempts/", attempt.id.number));
+  out.set_number(attempt.id.number);
+  out.set_state(static_cast<v1::Attempt::State>(attempt.state));
+  for (const std::string& node : attempt.nodes) out.add_nodes(node);
+  if (attempt.failure) *out.mutable_failure() = ToProto(*attempt.failure);
+  *out.mutable_create_time() = ToProto(attempt.create_time);
+  if (attempt.end_time) *out.mutable_end_time() = ToProto(*attempt.end_time);
+  return out;
+}
+
+v1::Event ToProto(const EventRecord& event) {
+  v1::Event out;
+  out.set_sequence(event.job_seq);
+  *out.mutable_time() = ToProto(event.time);
+  out.set_kind(event.kind);
+  out.set_message(event.message);
+  out.set_state(ToProto(event.state));
+  out.set_attempt(event.attempt);
+  return out;
+}
+
+v1::Checkpoint ToProto(const CheckpointRecord& checkpoint) {
+  v1::Checkpoint out;
+  out.set_name(absl::StrCat(checkpoint.job.value(), "/checkpoints/step-", checkpoint.step));
+  out.set_step(checkpoint.step);
+  out.set_path(checkpoint.path);
+  out.set_size_bytes(checkpoint.size_bytes);
+  out.set_attempt(checkpoint.attempt);
+  out.set_loss(checkpoint.loss);
+  out.set_validation_loss(checkpoint.validation_loss);
+  out.set_final(checkpoint.final);
+  *out.mutable_create_time() = ToProto(checkpoint.create_time);
+  return out;
+}
+
+absl::StatusOr<v1::StepMetrics> StepMetricsOf(const StepRecord& step) {
+  v1::StepMetrics out;
+  if (!out.ParseFromString(step.raw)) return Corrupt("step metrics");
+  return out;
+}
+
+absl::StatusOr<v1::Job> ToProto(const JobRecord& job, const StepRecord& latest,
+                                int64_t last_checkpoint_step) {
+  v1::Job out;
+  out.set_name(job.id.value());
+  out.set_uid(job.uid);
+  out.set_display_name(job.display_name);
+  out.mutable_labels()->insert(job.labels.begin(), job.labels.end());
+  if (!out.mutable_spec()->ParseFromString(job.spec)) return Corrupt("job spec");
+  out.set_state(ToProto(job.state));
+  out.set_pending_reason(static_cast<v1::PendingReason>(job.pending));
+  out.set_state_message(job.message);
+  out.set_stop_target(static_cast<v1::StopTarget>(job.stop_target));
+  out.set_current_attempt(job.current_attempt);
+  if (job.failure) *out.mutable_failure() = ToProto(*job.failure);
+  if (latest.id != 0) {
+    ASSIGN_OR_RETURN(const v1::StepMetrics step, StepMetricsOf(latest));
+    *out.mutable_progress() = ProgressOf(job, step, last_checkpoint_step);
+  }
+  out.set_etag(absl::StrCat(job.version));
+  *out.mutable_create_time() = ToProto(job.create_time);
+  *out.mutable_update_time() = ToProto(job.update_time);
+  if (job.start_time) *out.mutable_start_time() = ToProto(*job.start_time);
+  if (job.end_time) *out.mutable_end_time() = ToProto(*job.end_time);
+  out.set_recipe(job.recipe);
+  return out;
+}
+
+JobNeeds NeedsOf(const v1::JobSpec& spec) {
+  JobNeeds needs;
+  needs.num_ranks = spec.parallel().num_ranks();
+  needs.cpu_only = spec.parallel().cpu_only();
+  needs.max_retries = spec.retry().max_retries();
+  needs.keep_last = spec.checkpoint().keep_last();
+  needs.resumable = spec.checkpoint().save_optimizer();
+  return needs;
+}
+
+NodeRecord FromProto(const v1::RegisterRequest& request) {
+  NodeRecord node;
+  node.id = NodeId(request.node());
+  node.incarnation = Incarnation(request.incarnation());
+  node.boot_id = request.boot_id();
+  node.address = request.address();
+  node.version = request.version();
+  for (const v1::Device& device : request.devices()) node.devices.push_back(FromProto(device));
+  return node;
+}
+
+absl::StatusOr<ReportRecord> FromProto(const v1::Report& report) {
+  ReportRecord out;
+  out.number = report.number();
+  out.attempt = {JobId(report.job()), report.attempt()};
+  switch (report.what_case()) {
+    case v1::Report::kPrepared:
+      out.what = PreparedReport{report.prepared().port(), report.prepared().data_report()};
+      return out;
+    case v1::Report::kRunning:
+      out.what = RunningReport{};
+      return out;
+    case v1::Report::kStep: {
+      StepReport step{report.step().step(), report.step().SerializeAsString(), absl::nullopt};
+      if (report.step().has_validation_loss() && std::isfinite(report.step().validation_loss())) {
+        step.validation_loss = report.step().validation_loss();
+      }
+      out.what = std::move(step);
+      return out;
+    }
+    case v1::Report::kLog:
+      out.what = LogReport{};
+      return out;
+    case v1::Report::kFinished: {
+      FinishedReport finished{report.finished().succeeded(), report.finished().stopped(),
+                              absl::nullopt};
+      if (report.finished().has_failure()) {
+        finished.failure = FromProto(report.finished().failure());
+      }
+      out.what = std::move(finished);
+      return out;
+    }
+    case v1::Report::kEvent:
+      out.what = EventReport{report.event().kind(), report.event().message()};
+      return out;
+    case v1::Report::kRankFailed:
+      out.what = RankFailedReport{FromProto(report.rank_failed().failure())};
+      return out;
+    case v1::Report::WHAT_NOT_SET:
+      break;
+  }
+  return absl::UnimplementedError(
+      absl::StrCat("report ", report.number(), " says nothing this coordinator knows"));
+}
+
+absl::StatusOr<v1::SessionResponse> ToProto(const OrderRecord& order, const std::string& job_dir) {
+  v1::SessionResponse out;
+  RETURN_IF_ERROR(absl::visit(OrderToProto{order.attempt, job_dir, out}, order.what));
+  return out;
+}
+
+JobStats StatsOf(const JobRecord& job, const v1::StepMetrics& step) {
+  JobStats stats;
+  stats.job = job.id.value();
+  stats.step = static_cast<double>(step.step());
+  stats.total_steps = static_cast<double>(step.total_steps());
+  stats.loss = step.loss();
+  stats.grad_norm = step.grad_norm();
+  stats.learning_rate = step.learning_rate();
+  stats.tokens_per_second = step.tokens_per_second();
+  stats.supervised_tokens_per_second = step.supervised_tokens_per_second();
+  stats.memory_bytes = static_cast<double>(step.memory_bytes());
+  stats.mfu_ratio = step.mfu();
+  stats.skipped_steps = static_cast<double>(step.skipped_total());
+  stats.expert_load_ratio = step.expert_load_max_over_mean();
+  stats.timestamp_seconds = absl::ToDoubleSeconds(FromProto(step.time()) - absl::UnixEpoch());
+  return stats;
+}
+
+bool IsResourceId(absl::string_view id) {
+  return !id.empty() && id.size() <= 63 && std::all_of(id.begin(), id.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
+  });
+}
+
+absl::StatusOr<std::string> ParseParent(absl::string_view parent) {
+  const std::vector<absl::string_view> parts = absl::StrSplit(parent, '/');
+  if (parts.size() != 2 || parts[0] != "projects" || !IsResourceId(parts[1])) {
+    return BadName(parent, "projects/{project}");
+  }
+  return std::string(parts[1]);
+}
+
+absl::StatusOr<JobId> ParseJobName(absl::string_view name) {
+  const std::vector<absl::string_view> parts = absl::StrSplit(name, '/');
+  if (parts.size() != 4 || parts[0] != "projects" || !IsResourceId(parts[1]) ||
+      parts[2] != "jobs" || !IsResourceId(parts[3])) {
+    return BadName(name, "projects/{project}/jobs/{job}");
+  }
+  return JobId(std::string(name));
+}
+
+}  // namespace switchyard

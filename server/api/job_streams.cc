@@ -1,0 +1,258 @@
+#include "server/api/job_streams.h"
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "server/api/convert.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int kBatch = 32;              // rows read at a time
+constexpr size_t kLogChunk = 64 << 10;  // bytes of one ReadLogs message
+// A reader that takes nothing for this long is cut off; it resumes where it was.
+constexpr absl::Duration kStallLimit = absl::Seconds(60);
+
+// One outgoing stream. Derived classes say what the next message is.
+template <typename Response>
+class OutStream : public grpc::ServerWriteReactor<Response>, public PumpedStream {
+ public:
+  OutStream(const ServiceContext& context, grpc::CallbackServerContext* call, const char* method)
+      : context_(context), call_(call), method_(method), id_(context.pump.NewId()) {}
+
+  void Start(const absl::StatusOr<JobId>& job) {
+    absl::Status status = job.ok() ? context_.CheckReady() : job.status();
+    if (status.ok()) {
+      job_ = *job;
+      last_write_ = context_.clock.Monotonic();
+      if (context_.pump.Add(id_, StreamKind::kWatch, this, TopicOf(job_))) return;
+      status = context_.CheckReady();
+      if (status.ok()) status = absl::UnavailableError("the coordinator is stopping");
+    }
+    End(status);
+  }
+
+  absl::optional<absl::Duration> Step(const Wakeup& wakeup) final {
+    const absl::Duration now = context_.clock.Monotonic();
+    if (writing_) {
+      if (wakeup.stopping || now - last_write_ > kStallLimit) call_->TryCancel();
+      return last_write_ + kStallLimit + absl::Seconds(1);
+    }
+    if (broken_) {
+      End(absl::CancelledError("the caller has gone"));
+      return absl::nullopt;
+    }
+    if (wakeup.stopping) {
+      End(MakeError(absl::StatusCode::kUnavailable, "NOT_SERVING",
+                    "the coordinator is stopping; resume from the last position"));
+      return absl::nullopt;
+    }
+    response_.Clear();
+    absl::StatusOr<Next> next = Fill(now);
+    if (!next.ok() || *next == Next::kEnd) {
+      End(next.status());
+      return absl::nullopt;
+    }
+    if (*next == Next::kWait) return last_write_ + context_.config.watch_heartbeat;
+    writing_ = true;
+    last_write_ = now;
+    this->StartWrite(&response_);
+    return now + kStallLimit + absl::Seconds(1);
+  }
+
+  void OnWriteDone(bool ok) final {
+    if (!ok) broken_ = true;
+    writing_ = false;
+    context_.pump.Wake(id_);
+  }
+  void OnCancel() final {
+    broken_ = true;
+    context_.pump.Wake(id_);
+  }
+  void OnDone() final { delete this; }
+
+ protected:
+  enum class Next { kMessage, kWait, kEnd };
+  // Fills response_ with the next message, or says that there is none yet, or none any more.
+  virtual absl::StatusOr<Next> Fill(absl::Duration now) = 0;
+
+  const ServiceContext& context_;
+  JobId job_;
+  Response response_;
+  absl::Duration last_write_;
+
+ private:
+  void End(const absl::Status& status) {
+    context_.metrics.RpcDone(method_, absl::StatusCodeToString(status.code()), -1);
+    this->Finish(ToGrpcStatus(status));  // last: OnDone may delete this at once
+  }
+
+  grpc::CallbackServerContext* const call_;
+  const char* const method_;
+  const uint64_t id_;
+  std::atomic<bool> writing_{false};
+  std::atomic<bool> broken_{false};
+};
+
+class Watch final : public OutStream<v1::WatchJobResponse> {
+ public:
+  Watch(const ServiceContext& context, grpc::CallbackServerContext* call,
+        const v1::WatchJobRequest& request)
+      : OutStream(context, call, "WatchJob"),
+        event_cursor_(request.after_sequence()),
+        with_steps_(request.include_metrics()),
+        after_step_(request.after_step()) {}
+
+ private:
+  absl::StatusOr<Next> Fill(absl::Duration now) override {
+    if (!started_) {
+      ASSIGN_OR_RETURN(const StepRecord newest, context_.store.LatestStep(job_));
+      replay_until_ = newest.id;
+      started_ = true;
+    }
+    // The job first: if it is final now, what is read below is all there will ever be.
+    ASSIGN_OR_RETURN(const JobRecord job, context_.store.GetJob(job_));
+    // A batch is read when the one before is sent whole. To merge, both must be at hand; a step
+    // that arrives while events are still buffered comes after them.
+    if (events_.empty()) {
+      ASSIGN_OR_RETURN(auto events, context_.store.ReadEvents(job_, event_cursor_, kBatch));
+      events_.assign(events.begin(), events.end());
+    }
+    if (with_steps_ && steps_.empty()) {
+      ASSIGN_OR_RETURN(auto steps, context_.store.ReadSteps(job_, step_cursor_, replay_until_,
+                                                            after_step_, kBatch));
+      steps_.assign(steps.begin(), steps.end());
+    }
+    if (!steps_.empty() && (events_.empty() || steps_.front().after_event < events_.front().seq)) {
+      ASSIGN_OR_RETURN(*response_.mutable_metrics(), StepMetricsOf(steps_.front()));
+      step_cursor_ = steps_.front().id;
+      steps_.pop_front();
+      return Next::kMessage;
+    }
+    if (!events_.empty()) {
+      *response_.mutable_event() = ToProto(events_.front());
+      ASSIGN_OR_RETURN(*response_.mutable_job(), ShowJob(context_.store, job));
+      event_cursor_ = events_.front().job_seq;
+      events_.pop_front();
+      return Next::kMessage;
+    }
+    if (IsFinal(job.state)) return Next::kEnd;
+    if (now - last_write_ < context_.config.watch_heartbeat) return Next::kWait;
+    *response_.mutable_heartbeat() = ToProto(context_.clock.Now());
+    return Next::kMessage;
+  }
+
+  int64_t event_cursor_;
+  const bool with_steps_;
+  const int64_t after_step_;
+  bool started_ = false;
+  int64_t step_cursor_ = 0;
+  int64_t replay_until_ = 0;
+  std::deque<EventRecord> events_;  // at most kBatch
+  std::deque<StepRecord> steps_;    // at most kBatch
+};
+
+class LogRead final : public OutStream<v1::ReadLogsResponse> {
+ public:
+  LogRead(const ServiceContext& context, grpc::CallbackServerContext* call,
+          const v1::ReadLogsRequest& request)
+      : OutStream(context, call, "ReadLogs"), request_(request), attempt_(request.attempt()) {
+    for (const v1::LogPosition& p : request.positions()) {
+      offsets_[{p.attempt(), p.rank(), p.stream()}] = p.offset();
+      if (attempt_ == 0 || p.attempt() < attempt_) attempt_ = p.attempt();
+    }
+  }
+
+ private:
+  using File = std::tuple<int32_t, int32_t, std::string>;  // attempt, rank, stream
+
+  absl::StatusOr<Next> Fill(absl::Duration now) override {
+    // First: once the job is final, or a later attempt has begun, this one's files are whole.
+    ASSIGN_OR_RETURN(const JobRecord job, context_.store.GetJob(job_));
+    if (request_.attempt() > job.current_attempt || request_.attempt() < 0) {
+      return MakeError(
+          absl::StatusCode::kNotFound, "ATTEMPT_NOT_FOUND",
+          absl::StrCat("read logs of job ", job_.value(), ": attempt ", request_.attempt(),
+                       " does not exist, the newest is ", job.current_attempt),
+          {{"attempt", absl::StrCat(request_.attempt())}});
+    }
+    if (attempt_ == 0) attempt_ = job.current_attempt;
+    while (true) {
+      ASSIGN_OR_RETURN(const bool more, FillFrom(attempt_));
+      if (more) return Next::kMessage;
+      started_ = true;
+      if (request_.attempt() != 0 || attempt_ >= job.current_attempt) break;
+      ++attempt_;
+    }
+    if (!request_.follow() || IsFinal(job.state)) return Next::kEnd;
+    // The named attempt has ended although the job goes on with another.
+    if (request_.attempt() != 0 && request_.attempt() < job.current_attempt) return Next::kEnd;
+    last_write_ = now;  // logs have no heartbeats; commits wake us
+    return Next::kWait;
+  }
+
+  bool Wanted(int32_t rank) const {
+    return request_.ranks().empty() || std::find(request_.ranks().begin(), request_.ranks().end(),
+                                                 rank) != request_.ranks().end();
+  }
+
+  absl::StatusOr<bool> FillFrom(int32_t attempt) {
+    for (LogPlace place : context_.logs.List(job_, attempt)) {
+      if (!Wanted(place.rank)) continue;
+      const auto [it, is_new] = offsets_.try_emplace({attempt, place.rank, place.stream}, 0);
+      // Files that appear later are read from their start.
+      if (is_new && !started_ && request_.tail_lines() > 0) {
+        ASSIGN_OR_RETURN(it->second, context_.logs.TailOffset(job_, place, request_.tail_lines()));
+      }
+      place.offset = it->second;
+      ASSIGN_OR_RETURN(std::string data, context_.logs.Read(job_, place, kLogChunk));
+      if (data.empty()) continue;
+      v1::LogPosition* position = response_.mutable_position();
+      position->set_attempt(attempt);
+      position->set_rank(place.rank);
+      position->set_stream(place.stream);
+      position->set_offset(place.offset);
+      it->second += static_cast<int64_t>(data.size());
+      response_.set_data(std::move(data));
+      return true;
+    }
+    return false;
+  }
+
+  const v1::ReadLogsRequest request_;
+  int32_t attempt_;  // being read; 0: not known yet
+  bool started_ = false;
+  std::map<File, int64_t> offsets_;
+};
+
+}  // namespace
+
+absl::StatusOr<v1::Job> ShowJob(Store& store, const JobRecord& job) {
+  ASSIGN_OR_RETURN(const StepRecord step, store.LatestStep(job.id));
+  ASSIGN_OR_RETURN(const auto newest, store.ListCheckpoints(job.id, 0, 1));
+  return ToProto(job, step, newest.empty() ? 0 : newest[0].step);
+}
+
+grpc::ServerWriteReactor<v1::WatchJobResponse>* StartWatch(const ServiceContext& context,
+                                                           grpc::CallbackServerContext* call,
+                                                           const v1::WatchJobRequest& request) {
+  auto* watch = new Watch(context, call, request);  // deletes itself in OnDone
+  watch->Start(ParseJobName(request.name()));
+  return watch;
+}
+
+grpc::ServerWriteReactor<v1::ReadLogsResponse>* StartReadLogs(const ServiceContext& context,
+                                                              grpc::CallbackServerContext* call,
+                                                              const v1::ReadLogsRequest& request) {
+  auto* read = new LogRead(context, call, request);  // deletes itself in OnDone
+  read->Start(ParseJobName(request.name()));
+  return read;
+}
+
+}  // namespace switchyard

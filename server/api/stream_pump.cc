@@ -1,0 +1,128 @@
+#include "server/api/stream_pump.h"
+
+#include <algorithm>
+
+namespace switchyard {
+namespace {
+
+constexpr absl::Duration kNow = -absl::InfiniteDuration();
+
+}  // namespace
+
+StreamPump::StreamPump(Clock& clock) : clock_(clock) {
+  thread_ = Thread("stream-pump", [this](const StopToken& stop) { Loop(stop); });
+}
+
+uint64_t StreamPump::NewId() {
+  absl::MutexLock lock(&mu_);
+  return next_id_++;
+}
+
+bool StreamPump::Add(uint64_t id, StreamKind kind, PumpedStream* stream, const std::string& topic) {
+  absl::MutexLock lock(&mu_);
+  if (stopping_) return false;
+  streams_[id] = {stream, kind, topic, /*topic_changed=*/true, kNow};
+  due_.insert({kNow, id});
+  topics_.insert({topic, id});
+  return true;
+}
+
+void StreamPump::SetTopic(uint64_t id, const std::string& topic) {
+  absl::MutexLock lock(&mu_);
+  const auto it = streams_.find(id);
+  if (it == streams_.end()) return;
+  topics_.erase({it->second.topic, id});
+  it->second.topic = topic;
+  it->second.topic_changed = true;
+  topics_.insert({topic, id});
+  Reschedule(id, it->second, kNow);
+}
+
+void StreamPump::Reschedule(uint64_t id, Entry& entry, absl::Duration due) {
+  due_.erase({entry.due, id});
+  entry.due = due;
+  due_.insert({due, id});
+}
+
+void StreamPump::Wake(uint64_t id) {
+  absl::MutexLock lock(&mu_);
+  const auto it = streams_.find(id);
+  if (it != streams_.end()) Reschedule(id, it->second, kNow);
+}
+
+void StreamPump::WakeTopic(const std::string& topic) {
+  absl::MutexLock lock(&mu_);
+  for (auto it = topics_.lower_bound({topic, 0}); it != topics_.end() && it->first == topic; ++it) {
+    Entry& entry = streams_.at(it->second);
+    entry.topic_changed = true;
+    Reschedule(it->second, entry, kNow);
+  }
+}
+
+int StreamPump::Count(StreamKind kind) {
+  absl::MutexLock lock(&mu_);
+  return static_cast<int>(std::count_if(streams_.begin(), streams_.end(), [&](const auto& item) {
+    return item.second.kind == kind;
+  }));
+}
+
+void StreamPump::Stop() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    for (auto& [id, entry] : streams_) Reschedule(id, entry, kNow);
+  }
+  thread_.StopAndJoin();
+}
+
+bool StreamPump::IsDue() const {
+  return stopping_ || (!due_.empty() && due_.begin()->first == kNow);
+}
+
+void StreamPump::Loop(const StopToken&) {
+  while (true) {
+    uint64_t id = 0;
+    PumpedStream* stream = nullptr;
+    PumpedStream::Wakeup wakeup;
+    {
+      absl::MutexLock lock(&mu_);
+      const absl::Duration now = clock_.Monotonic();
+      if (due_.empty() || due_.begin()->first > now) {
+        if (stopping_ && streams_.empty()) return;
+        // While stopping, only a write in flight is waited for, and its end wakes us.
+        const absl::Duration wait = due_.empty() ? absl::Hours(1) : due_.begin()->first - now;
+        if (stopping_) {
+          mu_.AwaitWithTimeout(absl::Condition(
+                                   +[](StreamPump* pump) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                                     return !pump->due_.empty() &&
+                                            pump->due_.begin()->first == kNow;
+                                   },
+                                   this),
+                               wait);
+        } else {
+          mu_.AwaitWithTimeout(absl::Condition(this, &StreamPump::IsDue), wait);
+        }
+        continue;
+      }
+      id = due_.begin()->second;
+      Entry& entry = streams_.at(id);
+      stream = entry.stream;
+      wakeup = {entry.topic_changed, stopping_};
+      entry.topic_changed = false;
+      // Steps again at a wakeup that comes during the step.
+      Reschedule(id, entry, absl::InfiniteDuration());
+    }
+    const absl::optional<absl::Duration> next = stream->Step(wakeup);
+    absl::MutexLock lock(&mu_);
+    const auto it = streams_.find(id);
+    if (!next) {
+      due_.erase({it->second.due, id});
+      topics_.erase({it->second.topic, id});
+      streams_.erase(it);
+    } else if (it->second.due != kNow) {
+      Reschedule(id, it->second, *next);
+    }
+  }
+}
+
+}  // namespace switchyard
