@@ -422,6 +422,17 @@ TEST(CheckpointTest, AFailingRankFailsAll) {
   EXPECT_THAT(save[1], StatusIs(absl::StatusCode::kAborted, HasSubstr("another rank failed")));
 }
 
+TEST(CheckpointTest, NeverRemovesItsSource) {
+  SaveRequest request = RequestFor("", {1, 1, 1});
+  request.folder = request.source_folder + "/.";
+  const auto save = CaughtByRank({1, 1, 1}, [&](const Mesh& mesh, Comm& world) {
+    const std::vector<BucketShard> shards = MakeShards(mesh, Dtypes());
+    SaveCheckpoint(request, PlanFor(nullptr, Dtypes(), 1000), TinyModel(), shards, world);
+  });
+  EXPECT_THAT(save[0], StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("source")));
+  EXPECT_TRUE(fs::exists(request.source_folder + "/config.json"));
+}
+
 class DamagedCheckpointTest : public testing::Test {
  protected:
   void SetUp() override {

@@ -1,5 +1,6 @@
 #include "worker/trainer/checkpoint/safetensors.h"
 
+#include <random>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -173,6 +174,46 @@ TEST(SafetensorsTest, RefusesEveryTruncationOfAFile) {
     ASSERT_THAT(ReplaceFile(path, whole.substr(0, size)), IsOk());
     ASSERT_THAT(SafetensorsFile::Open(path), StatusIs(absl::StatusCode::kInvalidArgument)) << size;
   }
+}
+
+// Whatever is accepted after random damage still has every tensor inside the file.
+TEST(SafetensorsTest, DamagedHeadersAreRefusedOrStayInBounds) {
+  const auto layout = LayOutSafetensors({{"a.weight", TensorDtype::kF32, {2, 3}},
+                                         {"b", TensorDtype::kBf16, {4}},
+                                         {"c", TensorDtype::kI8, {}}});
+  ASSERT_THAT(layout, IsOk());
+  const std::string whole = layout->head + std::string(33, 'x');
+  std::mt19937 random(7);
+  const std::string alphabet = "0123456789{}[]\":,\\ u-.eE\x80\xff";
+  int accepted = 0;
+  for (int round = 0; round < 50000; ++round) {
+    std::string file = whole;
+    for (uint32_t edits = random() % 3 + 1; edits > 0; --edits) {
+      const size_t at = random() % layout->head.size();
+      const char c = alphabet[random() % alphabet.size()];
+      switch (random() % 3) {
+        case 0:
+          file[at] = c;
+          break;
+        case 1:
+          file.insert(at, 1, c);
+          break;
+        default:
+          file.erase(at, 1);
+      }
+    }
+    const auto header = Parse(file);
+    if (!header.ok()) {
+      ASSERT_THAT(header, StatusIs(absl::StatusCode::kInvalidArgument));
+      continue;
+    }
+    ++accepted;
+    for (const TensorInfo& tensor : header->tensors) {
+      ASSERT_LE(tensor.begin, tensor.end);
+      ASSERT_LE(tensor.end, file.size() - header->data_offset);
+    }
+  }
+  EXPECT_GT(accepted, 100);  // damaged names are names
 }
 
 TEST(SafetensorsTest, FindsTensorsAndTheirBytes) {

@@ -58,6 +58,16 @@ absl::Status Prepare(const SaveRequest& request, const CheckpointPlan& plan,
                      std::vector<std::string>& names) {
   const std::string& folder = request.folder;
   std::error_code error;
+  // What is removed and written must not be, or hold, what is copied from.
+  const fs::path target = fs::weakly_canonical(folder, error);
+  for (fs::path path = fs::weakly_canonical(request.source_folder, error); !error;
+       path = path.parent_path()) {
+    if (path == target) {
+      return absl::InvalidArgumentError(absl::StrCat("save to ", folder, ": the model's source, ",
+                                                     request.source_folder, ", is there"));
+    }
+    if (path == path.parent_path()) break;
+  }
   fs::remove_all(folder, error);  // of an earlier try: nothing stale may stay
   if (error) {
     return absl::UnavailableError(absl::StrCat("remove ", folder, ": ", error.message()));
