@@ -46,6 +46,32 @@ impl Object for Dict {
         }
         Err(Error::from(ErrorKind::UnknownMethod)) // the environment's callback has Python's methods
     }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_repr(f, &Value::from_dyn_object(self.clone()))
+    }
+}
+
+/// A list that prints as Python's, wherever minijinja makes text of it.
+#[derive(Debug)]
+struct List(Vec<Value>);
+
+impl Object for List {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Seq
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.0.get(key.as_usize()?).cloned()
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Seq(self.0.len())
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_repr(f, &Value::from_dyn_object(self.clone()))
+    }
 }
 
 /// A template value read from JSON. Strings that hold one of `template::MARKERS` are refused.
@@ -87,7 +113,7 @@ impl<'de> Visitor<'de> for FromJsonVisitor {
         while let Some(FromJson(item)) = seq.next_element()? {
             items.push(item);
         }
-        Ok(FromJson(Value::from(items)))
+        Ok(FromJson(Value::from_object(List(items))))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FromJson, A::Error> {
         let mut entries: Vec<(Value, Value)> = Vec::with_capacity(map.size_hint().unwrap_or(0));
@@ -207,6 +233,44 @@ fn write_repr(out: &mut dyn fmt::Write, value: &Value) -> fmt::Result {
         }
         _ => write!(out, "{value}"),
     }
+}
+
+/// Jinja2's int filter: int(value), else int(float(value)), else the default.
+pub fn int_of(value: &Value, default: i64) -> Value {
+    let truncated = |number: f64| {
+        if number.is_finite() && number.abs() < 9e18 {
+            Value::from(number.trunc() as i64)
+        } else {
+            Value::from(default)
+        }
+    };
+    match value.kind() {
+        ValueKind::Bool => Value::from(i64::from(value.is_true())),
+        ValueKind::Number if value.is_integer() => value.clone(),
+        ValueKind::Number => truncated(as_float(value).unwrap_or(f64::NAN)),
+        _ => {
+            let text = value.as_str().unwrap_or_default().trim();
+            match text.parse::<i64>() {
+                Ok(number) => Value::from(number),
+                Err(_) => truncated(text.parse().unwrap_or(f64::NAN)),
+            }
+        }
+    }
+}
+
+/// Jinja2's indent filter, its care for a closing newline included.
+pub fn indent(text: &str, indention: &str, first: bool, blank: bool) -> String {
+    let mut out = String::from(if first { indention } else { "" });
+    for (i, line) in text.split('\n').enumerate() {
+        if i > 0 {
+            out.push('\n');
+            if blank || !line.is_empty() {
+                out.push_str(indention);
+            }
+        }
+        out.push_str(line);
+    }
+    out
 }
 
 /// How json.dumps lays things out.

@@ -90,6 +90,43 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     Ok(Value::from(out))
 }
 
+/// round(precision=0, method="common"), with Python's ties to even.
+fn round(value: &Value, precision: Option<usize>, method: Option<&str>) -> Result<Value, Error> {
+    let fail = |what: &str| Error::new(ErrorKind::InvalidOperation, format!("round: {what}"));
+    if value.is_integer() && method.unwrap_or("common") == "common" {
+        return Ok(value.clone());
+    }
+    let number = f64::try_from(value.clone()).map_err(|_| fail("not a number"))?;
+    let precision = precision.unwrap_or(0);
+    let scale = 10f64.powi(precision as i32);
+    Ok(Value::from(match method.unwrap_or("common") {
+        "common" => format!("{number:.precision$}").parse().unwrap_or(number),
+        "ceil" => (number * scale).ceil() / scale,
+        "floor" => (number * scale).floor() / scale,
+        _ => return Err(fail("the method is common, ceil or floor")),
+    }))
+}
+
+/// indent(width=4, first=false, blank=false); the width may be the text to put in front.
+fn indent(
+    text: &str,
+    width: Option<&Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let named: Option<Value> = kwargs.get("width")?;
+    let width = width.or(named.as_ref());
+    let indention = match width.and_then(Value::as_str) {
+        Some(text) => text.to_string(),
+        None => " ".repeat(width.map_or(Some(4), Value::as_usize).unwrap_or(0)),
+    };
+    let first = first.or(kwargs.get("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    Ok(python::indent(text, &indention, first, blank))
+}
+
 fn strftime_now(format: &str) -> Result<String, Error> {
     let invalid = |_| Error::new(ErrorKind::InvalidOperation, "strftime_now: NUL in the format");
     let format = CString::new(format).map_err(invalid)?;
@@ -135,6 +172,20 @@ fn python_environment() -> Environment<'static> {
     });
     env.add_filter("tojson", tojson);
     env.add_filter("string", |value: &Value| python::str_of(value));
+    env.add_filter("trim", |value: &Value, chars: Option<&str>| {
+        let text = python::str_of(value);
+        match chars {
+            Some(chars) => text.trim_matches(|c| chars.contains(c)).to_string(),
+            None => text.trim().to_string(),
+        }
+    });
+    env.add_filter("int", |value: &Value, default: Option<i64>, kwargs: Kwargs| {
+        let named: Option<i64> = kwargs.get("default")?;
+        kwargs.assert_all_used()?;
+        Ok::<_, Error>(python::int_of(value, default.or(named).unwrap_or(0)))
+    });
+    env.add_filter("indent", indent);
+    env.add_filter("round", round);
     env.add_filter("sy_generation", |text: &str| format!("{}{text}{}", MARKERS[0], MARKERS[1]));
     // Jinja2's tests ask for Python's protocols: strings and dicts are sequences and iterable.
     let sequence = |value: &Value| {
