@@ -47,7 +47,7 @@ TEST_F(TrainerTest, EveryMeshGivesTheLossesOfOneRank) {
   ASSERT_THAT(one.steps, SizeIs(14));
   ASSERT_THAT(one.validations, SizeIs(2));
   EXPECT_LT(one.steps.back().loss, 0.9 * one.steps.front().loss) << "nothing was learnt";
-  EXPECT_GT(one.steps.back().aux_loss, 1.9) << "top_k 2 at balance";
+  EXPECT_GT(one.steps.back().aux_loss, 0.01 * 1.9) << "coefficient x top_k at balance";
   for (const Gang& gang :
        std::vector<Gang>{{2, 1, 1}, {2, 1, 2}, {2, 2, 1}, {4, 1, 2}, {4, 2, 2}}) {
     job = Job(Name(gang), gang);
@@ -58,7 +58,7 @@ TEST_F(TrainerTest, EveryMeshGivesTheLossesOfOneRank) {
       const StepFrame& a = one.steps[i];
       const StepFrame& b = many.steps[i];
       EXPECT_NEAR(b.loss, a.loss, 1e-5) << Name(gang) << " step " << a.step;
-      EXPECT_NEAR(b.aux_loss, a.aux_loss, 1e-5) << Name(gang) << " step " << a.step;
+      EXPECT_NEAR(b.aux_loss, a.aux_loss, 1e-6) << Name(gang) << " step " << a.step;
       EXPECT_NEAR(b.grad_norm, a.grad_norm, 1e-4) << Name(gang) << " step " << a.step;
       EXPECT_EQ(b.tokens, a.tokens);
       EXPECT_EQ(b.supervised_tokens, a.supervised_tokens);

@@ -303,7 +303,7 @@ void Session::ReportStep(int64_t step, const StepSums& sums, double grad_norm, d
   frame.epoch =
       static_cast<double>(step + 1) / static_cast<double>(train_.loader->steps_per_epoch());
   frame.loss = last_loss_;
-  frame.aux_loss = aux_coefficient_ == 0 ? 0 : sums.aux / aux_coefficient_;
+  frame.aux_loss = sums.aux;  // weighted: loss + aux_loss is what is minimised
   frame.grad_norm = grad_norm;
   frame.learning_rate = lr;
   frame.tokens = train_.loader->TokensInStep(step);
