@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "worker/trainer/parallel/collective_dispatcher.h"
 #include "worker/trainer/parallel/in_process_comm.h"
+#include "worker/trainer/parallel/local_dispatcher.h"
 
 namespace switchyard {
 namespace {
@@ -130,6 +131,33 @@ TEST_P(DispatcherTest, CombineSumsEachTokensRows) {
       ASSERT_TRUE(at::equal(dispatcher.Combine(*plan, rows), x * factor)) << c.name;
     });
   }
+}
+
+TEST(CollectiveDispatcherTest, OneRankGivesTheBitsOfLocalDispatcher) {
+  RunInProcess(1, absl::Seconds(30), [](int rank, InProcessWorld& world) {
+    const Comms comms = world.MakeComms(MakeMesh(1, rank, 1, 1, kExperts).value());
+    CollectiveDispatcher collective(comms[Axis::kEp], kExperts);
+    LocalDispatcher local(kExperts);
+    for (const Case& c : Cases(1)) {
+      for (at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+        at::Generator generator = at::detail::createCPUGenerator(5);
+        const int64_t tokens = c.ids[0].size(0);
+        const at::Tensor x = at::randn({tokens, kHidden}, generator, at::kFloat).to(type);
+        const auto plan = collective.Plan(c.ids[0]), local_plan = local.Plan(c.ids[0]);
+        ASSERT_EQ(plan->rows_per_expert, local_plan->rows_per_expert) << c.name;
+        const at::Tensor rows = collective.Dispatch(*plan, x);
+        ASSERT_TRUE(at::equal(rows, local.Dispatch(*local_plan, x))) << c.name;
+        const at::Tensor results = at::randn(rows.sizes(), generator, at::kFloat).to(type);
+        ASSERT_TRUE(
+            at::equal(collective.Combine(*plan, results), local.Combine(*local_plan, results)))
+            << c.name;
+        const at::Tensor s = at::randn({tokens, kTopK}, generator, at::kFloat).to(type);
+        const at::Tensor sent = collective.DispatchScalars(*plan, s);
+        ASSERT_TRUE(at::equal(sent, local.DispatchScalars(*local_plan, s))) << c.name;
+        ASSERT_TRUE(at::equal(local.ReturnScalars(*local_plan, sent), s)) << c.name;
+      }
+    }
+  });
 }
 
 TEST(CollectiveDispatcherTest, CombineRoundsBfloat16Once) {
