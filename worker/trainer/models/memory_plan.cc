@@ -75,13 +75,15 @@ MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input) {
   const int64_t dense_shards = input.world_size / input.dp_replicate_size;
   const int64_t expert_shards = dense_shards / input.ep_size;
   int64_t shard = 0;
-  int64_t whole = 0;
+  int64_t cut = 0;  // elements of the buckets that are cut over several ranks
   int64_t largest_dense = 0;
   int64_t largest_expert = 0;
   for (const BucketLayout& bucket : BuildBuckets(config, 0, config.num_experts / input.ep_size)) {
     const bool dense = bucket.kind == BucketKind::kDense;
-    shard += CeilDiv(bucket.numel, dense ? dense_shards : expert_shards);
-    whole += bucket.numel;
+    const int64_t shards = dense ? dense_shards : expert_shards;
+    shard += CeilDiv(bucket.numel, shards);
+    if (shards == 1) continue;
+    cut += bucket.numel;
     int64_t& largest = dense ? largest_dense : largest_expert;
     largest = std::max(largest, bucket.numel);
   }
@@ -89,17 +91,13 @@ MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input) {
   MemoryPlan plan;
   plan.weights = shard * input.weight_bytes;
   plan.optimizer = shard * 2 * input.moment_bytes + (input.weight_bytes == 2 ? shard * 2 : 0);
-  // One rank: the buffer it adds to is the shard itself.
-  plan.gradients = input.world_size == 1 ? shard * kFp32Bytes : (shard + whole) * kFp32Bytes;
+  // An uncut bucket's gradients are added to the shard itself.
+  plan.gradients = (shard + cut) * kFp32Bytes;
   plan.activations = Activations(config, input);
-  plan.buffers = Workspace(config, input);
-  if (input.world_size > 1) {
-    // Gathered: two of each kind while the next is fetched, or all of them.
-    plan.buffers +=
-        input.weight_bytes * (input.reshard_after_forward
-                                  ? std::min(whole, 2 * (largest_dense + largest_expert))
-                                  : whole);
-  }
+  // Gathered: two of each kind, while the next is fetched, or all of them.
+  const int64_t gathered =
+      input.reshard_after_forward ? std::min(cut, 2 * (largest_dense + largest_expert)) : cut;
+  plan.buffers = Workspace(config, input) + gathered * input.weight_bytes;
   return plan;
 }
 

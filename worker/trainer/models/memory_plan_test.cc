@@ -65,6 +65,20 @@ TEST(MemoryPlanTest, ReplicasHoldTheirOwnCopies) {
   EXPECT_NEAR(PlanMemory(Small(), input).weights, 2 * sharded, 4 * 10);
 }
 
+TEST(MemoryPlanTest, OnlyBucketsThatAreCutNeedWholeCopies) {
+  MemoryPlanInput input = OneRank();
+  input.world_size = 4;
+  input.ep_size = 4;  // experts lie uncut on their rank
+  const MemoryPlan ep = PlanMemory(Small(), input);
+  int64_t dense = 0, experts = 0;
+  for (const BucketLayout& bucket : BuildBuckets(Small(), 0, 2)) {
+    (bucket.kind == BucketKind::kDense ? dense : experts) += bucket.numel;
+  }
+  EXPECT_NEAR(ep.gradients, 4 * (dense / 4 + dense + experts), 4 * 10);
+  input.reshard_after_forward = false;
+  EXPECT_GE(PlanMemory(Small(), input).buffers, ep.buffers);
+}
+
 TEST(MemoryPlanTest, RecomputingKeepsLess) {
   MemoryPlanInput input = OneRank();
   const int64_t lean = PlanMemory(Small(), input).activations;

@@ -1,0 +1,274 @@
+#include "worker/trainer/models/decoder.h"
+
+#include <ATen/ATen.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/trainer/models/models_test_support.h"
+#include "worker/trainer/parallel/local_dispatcher.h"
+
+namespace switchyard {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
+
+// Writes down every call that communicates on several ranks.
+class RecordingDispatcher final : public TokenDispatcher {
+ public:
+  RecordingDispatcher(int64_t num_experts, std::vector<std::string>* calls)
+      : local_(num_experts), calls_(calls) {}
+  int64_t num_local_experts() const override { return local_.num_local_experts(); }
+  std::unique_ptr<DispatchPlan> Plan(const at::Tensor& ids_TK) override {
+    calls_->push_back("plan");
+    return local_.Plan(ids_TK);
+  }
+  at::Tensor Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH) override {
+    calls_->push_back("dispatch");
+    return local_.Dispatch(plan, x_TH);
+  }
+  at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH) override {
+    calls_->push_back("combine");
+    return local_.Combine(plan, rows_NH);
+  }
+  at::Tensor DispatchScalars(const DispatchPlan& plan, const at::Tensor& s_TK) override {
+    calls_->push_back("dispatch scalars");
+    return local_.DispatchScalars(plan, s_TK);
+  }
+  at::Tensor ReturnScalars(const DispatchPlan& plan, const at::Tensor& s_N) override {
+    calls_->push_back("return scalars");
+    return local_.ReturnScalars(plan, s_N);
+  }
+
+ private:
+  LocalDispatcher local_;
+  std::vector<std::string>* calls_;
+};
+
+class RecordingStore final : public ParameterStore {
+ public:
+  RecordingStore(LocalParameterStore& store, std::vector<std::string>* calls)
+      : store_(store), calls_(calls) {}
+  at::Tensor Acquire(int bucket) override {
+    calls_->push_back(absl::StrCat("acquire ", bucket));
+    return store_.Acquire(bucket);
+  }
+  void Release(int bucket) override {
+    calls_->push_back(absl::StrCat("release ", bucket));
+    store_.Release(bucket);
+  }
+  void Prefetch(int bucket) override { calls_->push_back(absl::StrCat("prefetch ", bucket)); }
+  at::Tensor Gradient(int bucket) override { return store_.Gradient(bucket); }
+  void GradientDone(int bucket) override {
+    calls_->push_back(absl::StrCat("done ", bucket));
+    store_.GradientDone(bucket);
+  }
+
+ private:
+  LocalParameterStore& store_;
+  std::vector<std::string>* calls_;
+};
+
+// A toy model with its parts.
+struct Toy {
+  explicit Toy(const DecoderOptions& options = {}, at::ScalarType type = at::kFloat,
+               ModelConfig config = ToyConfig())
+      : config(config),
+        store(BuildBuckets(config, 0, config.num_experts), type),
+        dispatcher(config.num_experts),
+        decoder(config, options, store, dispatcher) {
+    DrawWeights(8, &store);
+  }
+  ModelConfig config;
+  LocalParameterStore store;
+  LocalDispatcher dispatcher;
+  Decoder decoder;
+};
+
+DecoderOptions FullRecompute() {
+  DecoderOptions options;
+  options.activation_memory = ActivationMemory::kFullRecompute;
+  return options;
+}
+
+TEST(DecoderTest, FinishesEveryBucketOnceAndReleasesAll) {
+  for (const DecoderOptions& options : {DecoderOptions(), FullRecompute()}) {
+    Toy toy(options);
+    toy.decoder.ForwardBackward(DrawBatch(1, {4, 7}, toy.config.vocab_size), 1.0, 0.0);
+    for (size_t b = 0; b < toy.store.buckets().size(); ++b) {
+      EXPECT_EQ(toy.store.num_done(static_cast<int>(b)), 1) << toy.store.buckets()[b].name;
+    }
+    EXPECT_EQ(toy.store.num_held(), 0);
+  }
+}
+
+TEST(DecoderTest, AnEmptyMicrobatchAddsNothing) {
+  for (AuxLoss aux : {AuxLoss::kOff, AuxLoss::kHf, AuxLoss::kMegatron}) {
+    for (DecoderOptions options : {DecoderOptions(), FullRecompute()}) {
+      options.aux_loss = aux;
+      Toy toy(options);
+      const LossSums sums =
+          toy.decoder.ForwardBackward(DrawBatch(1, {}, toy.config.vocab_size), 1.0, 1.0);
+      EXPECT_EQ(sums.ce_sum, 0);
+      EXPECT_EQ(sums.supervised, 0);
+      EXPECT_EQ(sums.aux, 0);
+      EXPECT_EQ(sums.token_copies_LE.sum().item<int64_t>(), 0);
+      for (const at::Tensor& gradient : Gradients(toy.store)) {
+        EXPECT_EQ(gradient.abs().max().item<double>(), 0);
+      }
+      EXPECT_EQ(toy.decoder.Evaluate(DrawBatch(1, {}, toy.config.vocab_size)).ce_sum, 0);
+    }
+  }
+}
+
+TEST(DecoderTest, CallsWhatCommunicatesInTheSameOrderWithoutTokens) {
+  for (const DecoderOptions& options : {DecoderOptions(), FullRecompute()}) {
+    const ModelConfig config = ToyConfig();
+    LocalParameterStore local(BuildBuckets(config, 0, config.num_experts), at::kFloat);
+    DrawWeights(8, &local);
+    std::vector<std::string> calls;
+    RecordingStore store(local, &calls);
+    RecordingDispatcher dispatcher(config.num_experts, &calls);
+    Decoder decoder(config, options, store, dispatcher);
+    decoder.ForwardBackward(DrawBatch(1, {4, 7}, config.vocab_size), 1.0, 0.0);
+    const std::vector<std::string> full = calls;
+    calls.clear();
+    decoder.ForwardBackward(DrawBatch(1, {}, config.vocab_size), 1.0, 0.0);
+    EXPECT_EQ(calls, full);
+    EXPECT_GT(full.size(), 30u);
+  }
+}
+
+TEST(DecoderTest, FullRecomputeGivesTheSameBits) {
+  Toy lean;
+  Toy recomputed(FullRecompute());
+  const DecoderBatch batch = DrawBatch(2, {4, 7, 1}, lean.config.vocab_size);
+  lean.decoder.ForwardBackward(batch, 0.1, 0.0);
+  recomputed.decoder.ForwardBackward(batch, 0.1, 0.0);
+  const std::vector<at::Tensor> a = Gradients(lean.store);
+  const std::vector<at::Tensor> b = Gradients(recomputed.store);
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i], b[i])) << i;
+}
+
+TEST(DecoderTest, RunsTwiceToTheSameBits) {
+  for (at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    Toy toy({}, type);
+    const DecoderBatch batch = DrawBatch(2, {4, 7, 1}, toy.config.vocab_size);
+    const LossSums first = toy.decoder.ForwardBackward(batch, 0.1, 0.0);
+    const std::vector<at::Tensor> a = Gradients(toy.store);
+    toy.store.ZeroGradients();
+    const LossSums second = toy.decoder.ForwardBackward(batch, 0.1, 0.0);
+    const std::vector<at::Tensor> b = Gradients(toy.store);
+    EXPECT_EQ(first.ce_sum, second.ce_sum);
+    for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i], b[i])) << i;
+  }
+}
+
+TEST(DecoderTest, GradientsOfMicrobatchesAddUp) {
+  Toy whole, parts;
+  const int64_t vocab = whole.config.vocab_size;
+  const DecoderBatch a = DrawBatch(3, {5, 2}, vocab);
+  const DecoderBatch b = DrawBatch(4, {6}, vocab);
+  DecoderBatch both;
+  both.tokens_T = at::cat({a.tokens_T, b.tokens_T});
+  both.targets_T = at::cat({a.targets_T, b.targets_T});
+  both.positions_T = at::cat({a.positions_T, b.positions_T});
+  both.cu_seqlens = {0, 5, 7, 13};
+  const LossSums sums = whole.decoder.ForwardBackward(both, 0.1, 0.0);
+  const LossSums sums_a = parts.decoder.ForwardBackward(a, 0.1, 0.0);
+  const LossSums sums_b = parts.decoder.ForwardBackward(b, 0.1, 0.0);
+  EXPECT_NEAR(sums.ce_sum, sums_a.ce_sum + sums_b.ce_sum, 1e-5 * sums.ce_sum);
+  EXPECT_EQ(sums.supervised, sums_a.supervised + sums_b.supervised);
+  EXPECT_TRUE(at::equal(sums.token_copies_LE, sums_a.token_copies_LE + sums_b.token_copies_LE));
+  const std::vector<at::Tensor> want = Gradients(whole.store);
+  const std::vector<at::Tensor> got = Gradients(parts.store);
+  for (size_t i = 0; i < want.size(); ++i) EXPECT_LE(RelativeError(got[i], want[i]), 2e-6) << i;
+}
+
+TEST(DecoderTest, CountsEveryTokenCopy) {
+  Toy toy;
+  const DecoderBatch batch = DrawBatch(3, {5, 2}, toy.config.vocab_size);
+  const LossSums sums = toy.decoder.Evaluate(batch);
+  EXPECT_THAT(sums.token_copies_LE.sizes(), ElementsAre(2, 5));
+  const at::Tensor per_layer = sums.token_copies_LE.sum(1);
+  EXPECT_EQ(per_layer[0].item<int64_t>(), 7 * 2);
+  EXPECT_EQ(per_layer[1].item<int64_t>(), 7 * 2);
+  EXPECT_EQ(toy.decoder.ForwardBackward(batch, 1.0, 0.0).ce_sum, sums.ce_sum);
+}
+
+// models.md 17.14: bf16 is compared with fp32 within a tolerance, never bit by bit.
+TEST(DecoderTest, HalfPrecisionFollowsSinglePrecision) {
+  ModelConfig config = ToyConfig();
+  config.top_k = config.num_experts;  // else a near tie may go the other way
+  Toy half({}, at::kBFloat16, config);
+  Toy single({}, at::kFloat, config);
+  // The same weights, rounded.
+  for (size_t b = 0; b < half.store.buckets().size(); ++b) {
+    single.store.Acquire(static_cast<int>(b)).copy_(half.store.Acquire(static_cast<int>(b)));
+  }
+  const DecoderBatch batch = DrawBatch(2, {9, 7, 12}, half.config.vocab_size);
+  const LossSums got = half.decoder.ForwardBackward(batch, 0.05, 0.0);
+  const LossSums want = single.decoder.ForwardBackward(batch, 0.05, 0.0);
+  EXPECT_NEAR(got.ce_sum, want.ce_sum, 0.02 * want.ce_sum);
+  const std::vector<at::Tensor> a = Gradients(half.store);
+  const std::vector<at::Tensor> b = Gradients(single.store);
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].scalar_type(), at::kFloat);
+    const double cosine = ((a[i] * b[i]).sum() / (a[i].norm() * b[i].norm())).item<double>();
+    EXPECT_GT(cosine, 0.99) << half.store.buckets()[i].name;
+  }
+}
+
+TEST(DecoderTest, RouterInSinglePrecisionChangesHalfPrecisionOnly) {
+  DecoderOptions options;
+  options.router_fp32 = true;
+  const DecoderBatch batch = DrawBatch(2, {9, 7, 12}, ToyConfig().vocab_size);
+  Toy single, single_router({options});
+  EXPECT_TRUE(at::equal(single.decoder.Logits(batch), single_router.decoder.Logits(batch)));
+  Toy half({}, at::kBFloat16), half_router(options, at::kBFloat16);
+  const at::Tensor a = half.decoder.Logits(batch);
+  const at::Tensor b = half_router.decoder.Logits(batch);
+  EXPECT_FALSE(at::equal(a, b));
+  EXPECT_LE(RelativeError(a, b), 0.05);
+}
+
+TEST(DecoderTest, ThePaddingRowGetsNoGradientFromTheEmbedding) {
+  ModelConfig config = ToyConfig();
+  config.pad_token_id = 3;
+  Toy toy({}, at::kFloat, config);
+  DecoderBatch batch = DrawBatch(2, {9}, config.vocab_size);
+  batch.tokens_T.fill_(4);
+  batch.tokens_T[2] = 3;
+  toy.decoder.ForwardBackward(batch, 1.0, 0.0);
+  const at::Tensor rows = toy.store.Gradient(0).view({config.vocab_size, config.hidden_size});
+  EXPECT_EQ(rows[3].abs().max().item<double>(), 0);
+  EXPECT_GT(rows[4].abs().max().item<double>(), 0);
+}
+
+TEST(DecoderTest, RefusesIdsOutsideTheVocabulary) {
+  Toy toy;
+  DecoderBatch batch = DrawBatch(2, {9}, toy.config.vocab_size);
+  batch.tokens_T[4] = 29;
+  EXPECT_THAT([&] { toy.decoder.Evaluate(batch); },
+              ThrowsMessage<c10::Error>(HasSubstr("29 do not fit a vocabulary of 29")));
+  batch = DrawBatch(2, {9}, toy.config.vocab_size);
+  batch.targets_T[4] = 31;
+  EXPECT_THAT([&] { toy.decoder.Evaluate(batch); }, ThrowsMessage<c10::Error>(HasSubstr("31")));
+}
+
+TEST(DecoderTest, RefusesDocumentsThatDoNotCoverTheTokens) {
+  Toy toy;
+  DecoderBatch batch = DrawBatch(2, {9}, toy.config.vocab_size);
+  batch.cu_seqlens = {0, 8};
+  EXPECT_THAT([&] { toy.decoder.Evaluate(batch); },
+              ThrowsMessage<c10::Error>(HasSubstr("end at 8, there are 9")));
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,311 @@
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/trainer/ops/cross_entropy.h"
+#include "worker/trainer/ops/embedding.h"
+#include "worker/trainer/ops/linear.h"
+#include "worker/trainer/ops/permute.h"
+#include "worker/trainer/ops/rms_norm.h"
+#include "worker/trainer/ops/rope.h"
+#include "worker/trainer/ops/router.h"
+#include "worker/trainer/ops/swiglu.h"
+
+namespace switchyard::ops {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
+
+double Error(const at::Tensor& a, const at::Tensor& b) {
+  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+}
+
+at::Tensor Ids(const std::vector<int64_t>& values) { return at::tensor(values, at::kLong); }
+
+at::Tensor Draw(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
+
+// The derivative of f at x along `direction`.
+template <typename F>
+double Slope(F f, const at::Tensor& x, const at::Tensor& direction) {
+  constexpr double kStep = 1e-6;
+  return (f(x + kStep * direction) - f(x - kStep * direction)) / (2 * kStep);
+}
+
+TEST(RmsNormTest, RoundsTwiceInHalfPrecision) {
+  at::manual_seed(1);
+  const at::Tensor x = Draw({50, 33}).to(at::kBFloat16);
+  const at::Tensor w = (Draw({33}) + 1).to(at::kBFloat16);
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor normed = (wide * at::rsqrt(wide.pow(2).mean(-1, true) + 1e-6)).to(at::kBFloat16);
+  EXPECT_TRUE(at::equal(RmsNormForward(x, w, 1e-6), normed * w));
+}
+
+TEST(RmsNormTest, BackwardEqualsFiniteDifferences) {
+  at::manual_seed(2);
+  const at::Tensor x = Draw({4, 3, 7}), w = Draw({7}), dy = Draw({4, 3, 7});
+  at::Tensor dw = at::ones({7}, at::kDouble);  // added to, not overwritten
+  const at::Tensor dx = RmsNormBackward(dy, x, w, 1e-2, dw);
+  const at::Tensor ex = Draw(x.sizes()), ew = Draw(w.sizes());
+  const auto of_x = [&](const at::Tensor& v) {
+    return (RmsNormForward(v, w, 1e-2) * dy).sum().item<double>();
+  };
+  const auto of_w = [&](const at::Tensor& v) {
+    return (RmsNormForward(x, v, 1e-2) * dy).sum().item<double>();
+  };
+  EXPECT_NEAR((dx * ex).sum().item<double>(), Slope(of_x, x, ex), 1e-6);
+  EXPECT_NEAR(((dw - 1) * ew).sum().item<double>(), Slope(of_w, w, ew), 1e-6);
+}
+
+TEST(RopeTest, RotatesPairsByTheirAngleAndBack) {
+  at::manual_seed(3);
+  const at::Tensor frequencies = at::tensor({1.0, 0.1}, at::kFloat);
+  const RopeAngles angles = MakeRopeAngles(Ids({0, 5}), frequencies, 1.0, at::kDouble);
+  const at::Tensor x = Draw({2, 3, 4});
+  const at::Tensor y = RopeForward(x, angles);
+  EXPECT_TRUE(at::equal(y[0], x[0]));
+  const double c = std::cos(0.5), s = std::sin(0.5);  // token 1, pair (1, 3)
+  EXPECT_NEAR(y[1][2][1].item<double>(),
+              x[1][2][1].item<double>() * c - x[1][2][3].item<double>() * s, 1e-6);
+  EXPECT_NEAR(y[1][2][3].item<double>(),
+              x[1][2][3].item<double>() * c + x[1][2][1].item<double>() * s, 1e-6);
+  EXPECT_LE(Error(RopeBackward(y, angles), x), 1e-6);  // a rotation's transpose is its inverse
+}
+
+TEST(SwigluTest, BackwardEqualsFiniteDifferences) {
+  at::manual_seed(4);
+  const at::Tensor z = Draw({6, 10}), scale = Draw({6}), dy = Draw({6, 5});
+  const SwigluGradients g = SwigluBackward(dy, z, scale);
+  const at::Tensor ez = Draw(z.sizes()), es = Draw(scale.sizes());
+  const auto of_z = [&](const at::Tensor& v) {
+    return (SwigluForward(v, scale) * dy).sum().item<double>();
+  };
+  const auto of_scale = [&](const at::Tensor& v) {
+    return (SwigluForward(z, v) * dy).sum().item<double>();
+  };
+  EXPECT_NEAR((g.dz_R2F * ez).sum().item<double>(), Slope(of_z, z, ez), 1e-6);
+  EXPECT_NEAR((g.dscale_R * es).sum().item<double>(), Slope(of_scale, scale, es), 1e-6);
+  EXPECT_FALSE(SwigluBackward(dy, z, {}).dscale_R.defined());
+}
+
+TEST(SwigluTest, EqualsItsFormula) {
+  at::manual_seed(5);
+  for (int64_t rows : {0, 1, 7}) {
+    for (int64_t f : {1, 5, 16, 37}) {
+      const at::Tensor z = (Draw({rows, 2 * f}) * 4).to(at::kFloat);
+      const at::Tensor scale = Draw({rows}).to(at::kFloat);
+      const at::Tensor gate = z.narrow(1, 0, f).to(at::kDouble);
+      const at::Tensor up = z.narrow(1, f, f).to(at::kDouble);
+      const at::Tensor want = gate * at::sigmoid(gate) * up * scale.to(at::kDouble).unsqueeze(1);
+      const at::Tensor got = SwigluForward(z, scale);
+      ASSERT_EQ(got.sizes(), want.sizes());
+      if (rows == 0) continue;
+      EXPECT_LE(Error(got, want), 1e-5);
+    }
+  }
+}
+
+TEST(LinearTest, WeightGradientsAreAddedInSinglePrecision) {
+  at::manual_seed(6);
+  const at::Tensor dy = Draw({300, 3}).to(at::kBFloat16), x = Draw({300, 4}).to(at::kBFloat16);
+  at::Tensor dw = at::full({3, 4}, 2.0f);
+  LinearBackwardWeight(dy, x, dw);
+  const at::Tensor want = 2 + at::mm(dy.to(at::kDouble).t(), x.to(at::kDouble));
+  EXPECT_LE(Error(dw, want), 1e-4);  // one rounding of the result to bf16 would be off by 0.1
+  at::Tensor db = at::full({3}, 2.0f);
+  LinearBackwardBias(dy, db);
+  EXPECT_LE(Error(db, 2 + dy.to(at::kDouble).sum(0)), 1e-4);
+}
+
+TEST(GroupedLinearTest, EqualsOneLinearPerGroup) {
+  at::manual_seed(7);
+  for (const std::vector<int64_t>& rows :
+       {std::vector<int64_t>{2, 0, 5}, {0, 0, 0}, {0, 9, 0}, {1, 1, 1}}) {
+    const int64_t total = rows[0] + rows[1] + rows[2];
+    const at::Tensor x = Draw({total, 4}), w = Draw({3, 6, 4}), dy = Draw({total, 6});
+    at::Tensor dw = at::zeros_like(w);
+    const at::Tensor y = GroupedLinearForward(x, w, rows);
+    const at::Tensor dx = GroupedLinearBackwardInput(dy, w, rows);
+    GroupedLinearBackwardWeight(dy, x, rows, dw);
+    int64_t begin = 0;
+    for (int64_t g = 0; g < 3; ++g) {
+      const at::Tensor xg = x.narrow(0, begin, rows[g]), dyg = dy.narrow(0, begin, rows[g]);
+      EXPECT_TRUE(at::allclose(y.narrow(0, begin, rows[g]), at::mm(xg, w[g].t())));
+      EXPECT_TRUE(at::allclose(dx.narrow(0, begin, rows[g]), at::mm(dyg, w[g])));
+      EXPECT_TRUE(at::allclose(dw[g], at::mm(dyg.t(), xg)));
+      begin += rows[g];
+    }
+  }
+}
+
+TEST(GroupedLinearTest, RefusesRowsThatDoNotAddUp) {
+  const at::Tensor x = at::ones({4, 2}), w = at::ones({2, 3, 2});
+  EXPECT_THAT(
+      [&] {
+        GroupedLinearForward(x, w, {1, 2});
+      },
+      ThrowsMessage<c10::Error>(HasSubstr("sum to 3 rows, there are 4")));
+  EXPECT_THAT([&] { GroupedLinearForward(x, w, {4}); },
+              ThrowsMessage<c10::Error>(HasSubstr("1 groups of rows for 2 weights")));
+}
+
+TEST(EmbeddingTest, AddsRepeatedTokensAndSkipsThePaddingRow) {
+  const at::Tensor dx = at::tensor({1.0, 2.0, 4.0, 8.0}, at::kFloat).unsqueeze(1);
+  at::Tensor dw = at::ones({4, 1});
+  EmbeddingBackward(dx, Ids({2, 0, 2, 1}), /*padding_row=*/1, dw);
+  EXPECT_TRUE(at::equal(dw.squeeze(1), at::tensor({3.0, 1.0, 6.0, 1.0}, at::kFloat)));
+}
+
+TEST(PermuteTest, GroupsByExpertThenTokenThenK) {
+  const at::Tensor ids = at::tensor(std::vector<int64_t>{2, 0, 0, 2, 1, 2}, at::kLong).view({3, 2});
+  const Permutation p = MakePermutation(ids, 4);
+  EXPECT_THAT(p.rows_per_expert, ElementsAre(2, 1, 3, 0));
+  EXPECT_TRUE(at::equal(p.copy_of_row_N, Ids({1, 2, 4, 0, 3, 5})));
+  EXPECT_TRUE(at::equal(p.row_of_copy_N, Ids({3, 0, 1, 4, 2, 5})));
+  const at::Tensor x = at::tensor({10.0, 20.0, 30.0}, at::kFloat).unsqueeze(1);
+  const at::Tensor rows = PermuteRows(x, p);
+  EXPECT_TRUE(at::equal(rows.squeeze(1), at::tensor({10., 20., 30., 10., 20., 30.}, at::kFloat)));
+  EXPECT_TRUE(at::equal(UnpermuteSum(rows, p), 2 * x));
+}
+
+TEST(PermuteTest, SumsInSinglePrecisionAndRoundsOnce) {
+  const at::Tensor ids = at::tensor(std::vector<int64_t>{0, 1, 2}, at::kLong).view({1, 3});
+  const Permutation p = MakePermutation(ids, 3);
+  // In bf16 steps 256 + 1 is 256 and so is the sum; in fp32 it is 258, which bf16 can hold.
+  const at::Tensor rows = at::tensor({256.0, 1.0, 1.0}, at::kFloat).to(at::kBFloat16).unsqueeze(1);
+  EXPECT_EQ(UnpermuteSum(rows, p).item<double>(), 258.0);
+}
+
+TEST(PermuteTest, NoTokens) {
+  const Permutation p = MakePermutation(at::empty({0, 2}, at::kLong), 3);
+  EXPECT_THAT(p.rows_per_expert, ElementsAre(0, 0, 0));
+  EXPECT_THAT(PermuteRows(at::empty({0, 5}), p).sizes(), ElementsAre(0, 5));
+  EXPECT_THAT(UnpermuteSum(at::empty({0, 5}), p).sizes(), ElementsAre(0, 5));
+}
+
+TEST(PermuteTest, RefusesUnknownExperts) {
+  EXPECT_THAT(
+      [] {
+        MakePermutation(at::full({1, 1}, 3, at::kLong), 3);
+      },
+      ThrowsMessage<c10::Error>(HasSubstr("expert 3 of 3")));
+}
+
+TEST(RouterTest, ReplayRepeatsTheChoice) {
+  at::manual_seed(8);
+  const at::Tensor logits = Draw({9, 6});
+  for (bool normalize : {false, true}) {
+    const RouterChoice chosen = RouterForward(logits, 3, normalize);
+    const RouterChoice replayed = RouterReplay(logits, chosen.ids_TK, normalize);
+    EXPECT_TRUE(at::equal(chosen.weights_TK, replayed.weights_TK));
+    EXPECT_TRUE(at::equal(chosen.probs_TE, replayed.probs_TE));
+    if (normalize) {
+      EXPECT_TRUE(at::allclose(chosen.weights_TK.sum(1), at::ones({9}, at::kDouble)));
+    }
+  }
+}
+
+TEST(RouterTest, WeightsAreRoundedToTheLogits) {
+  at::manual_seed(8);
+  const RouterChoice chosen = RouterForward(Draw({9, 6}).to(at::kBFloat16), 3, true);
+  EXPECT_EQ(chosen.weights_TK.scalar_type(), at::kBFloat16);
+  EXPECT_EQ(chosen.probs_TE.scalar_type(), at::kFloat);
+}
+
+TEST(RouterTest, BackwardEqualsFiniteDifferences) {
+  at::manual_seed(9);
+  const at::Tensor logits = Draw({7, 5}), dweights = Draw({7, 2}), daux = Draw({5});
+  for (bool normalize : {false, true}) {
+    const RouterChoice chosen = RouterForward(logits, 2, normalize);
+    const auto objective = [&](const at::Tensor& v) {
+      const RouterChoice c = RouterReplay(v, chosen.ids_TK, normalize);
+      return ((c.weights_TK * dweights).sum() + (c.probs_TE * daux).sum()).item<double>();
+    };
+    const at::Tensor e = Draw(logits.sizes());
+    const at::Tensor got =
+        RouterBackward(dweights, chosen.probs_TE, chosen.ids_TK, normalize, daux, at::kDouble);
+    EXPECT_NEAR((got * e).sum().item<double>(), Slope(objective, logits, e), 1e-6);
+  }
+}
+
+TEST(AuxLossTest, HasItsStatedValueAtBalance) {
+  // 3 layers, 4 experts, 8 tokens, top 2: each expert gets 4 copies and probability 1/4.
+  const at::Tensor counts = at::full({3, 4}, 4, at::kLong);
+  const at::Tensor sums = at::full({3, 4}, 2.0, at::kDouble);
+  EXPECT_NEAR(HfAuxLoss(counts, sums, 8).value, 2.0, 1e-12);
+  EXPECT_NEAR(MegatronAuxLoss(counts, sums, 8, 2).value, 3.0, 1e-12);
+}
+
+TEST(AuxLossTest, GradientEqualsFiniteDifferences) {
+  at::manual_seed(10);
+  const at::Tensor counts = at::randint(0, 9, {3, 4}, at::kLong);
+  const at::Tensor sums = at::rand({3, 4}, at::kDouble), e = Draw({3, 4});
+  const auto hf = [&](const at::Tensor& v) { return HfAuxLoss(counts, v, 8).value; };
+  const auto megatron = [&](const at::Tensor& v) { return MegatronAuxLoss(counts, v, 8, 2).value; };
+  EXPECT_NEAR((HfAuxLoss(counts, sums, 8).dprob_LE * e).sum().item<double>(), Slope(hf, sums, e),
+              1e-8);
+  EXPECT_NEAR((MegatronAuxLoss(counts, sums, 8, 2).dprob_LE * e).sum().item<double>(),
+              Slope(megatron, sums, e), 1e-8);
+}
+
+TEST(CrossEntropyTest, DoesNotDependOnTheChunks) {
+  at::manual_seed(11);
+  const at::Tensor hidden = Draw({11, 5}), weight = Draw({13, 5});
+  at::Tensor targets = at::randint(0, 13, {11}, at::kLong);
+  targets[0] = -100;
+  targets[7] = -100;
+  const at::Tensor rows = targets.ne(-100).nonzero().squeeze(1);
+  const at::Tensor log_probs = at::log_softmax(at::mm(hidden, weight.t()), 1);
+  const double want = -log_probs.index_select(0, rows)
+                           .gather(1, targets.index_select(0, rows).unsqueeze(1))
+                           .sum()
+                           .item<double>();
+  at::Tensor first;
+  for (int64_t chunk : {1, 4, 9, 100}) {
+    at::Tensor dhidden = at::full({11, 5}, 9.0, at::kDouble);
+    at::Tensor dweight = at::zeros({13, 5}, at::kDouble);
+    const CrossEntropySums sums =
+        LinearCrossEntropyWithGradient(hidden, weight, targets, chunk, 0.5, dhidden, dweight);
+    EXPECT_NEAR(sums.sum, want, 1e-10);
+    EXPECT_EQ(sums.supervised, 9);
+    EXPECT_NEAR(LinearCrossEntropy(hidden, weight, targets, chunk).sum, want, 1e-10);
+    EXPECT_EQ(dhidden[7].abs().max().item<double>(), 0);
+    if (!first.defined()) first = dweight;
+    EXPECT_LE(Error(dweight, first), 1e-12);
+  }
+}
+
+TEST(CrossEntropyTest, GradientEqualsFiniteDifferences) {
+  at::manual_seed(12);
+  const at::Tensor hidden = Draw({6, 5}), weight = Draw({13, 5});
+  const at::Tensor targets = Ids({3, -100, 0, 12, 3, -100});
+  at::Tensor dhidden = at::empty_like(hidden), dweight = at::zeros_like(weight);
+  LinearCrossEntropyWithGradient(hidden, weight, targets, 3, 0.7, dhidden, dweight);
+  const at::Tensor eh = Draw(hidden.sizes()), ew = Draw(weight.sizes());
+  const auto of_hidden = [&](const at::Tensor& v) {
+    return 0.7 * LinearCrossEntropy(v, weight, targets, 3).sum;
+  };
+  const auto of_weight = [&](const at::Tensor& v) {
+    return 0.7 * LinearCrossEntropy(hidden, v, targets, 3).sum;
+  };
+  EXPECT_NEAR((dhidden * eh).sum().item<double>(), Slope(of_hidden, hidden, eh), 1e-6);
+  EXPECT_NEAR((dweight * ew).sum().item<double>(), Slope(of_weight, weight, ew), 1e-6);
+}
+
+TEST(CrossEntropyTest, WithoutTargetsNothingHappens) {
+  const at::Tensor hidden = at::ones({3, 2}), weight = at::ones({4, 2});
+  at::Tensor dhidden = at::ones({3, 2}), dweight = at::ones({4, 2});
+  const CrossEntropySums sums = LinearCrossEntropyWithGradient(
+      hidden, weight, at::full({3}, -100, at::kLong), 2, 1.0, dhidden, dweight);
+  EXPECT_EQ(sums.sum, 0);
+  EXPECT_EQ(sums.supervised, 0);
+  EXPECT_EQ(dhidden.abs().max().item<double>(), 0);
+  EXPECT_TRUE(at::equal(dweight, at::ones({4, 2})));
+}
+
+}  // namespace
+}  // namespace switchyard::ops
