@@ -1,0 +1,59 @@
+#include "server/job_state.h"
+
+#include <set>
+
+#include "base/fd.h"
+#include "base/status_matchers.h"
+#include "gtest/gtest.h"
+
+namespace switchyard {
+namespace {
+
+TEST(JobStateTest, NothingLeavesAFinalState) {
+  for (JobState from : AllJobStates()) {
+    for (JobState to : AllJobStates()) {
+      EXPECT_FALSE(IsFinal(from) && IsLegal(from, to)) << Name(from) << " to " << Name(to);
+    }
+  }
+  for (AttemptState from : AllAttemptStates()) {
+    for (AttemptState to : AllAttemptStates()) {
+      EXPECT_FALSE(IsFinal(from) && IsLegal(from, to)) << Name(from) << " to " << Name(to);
+    }
+  }
+}
+
+TEST(JobStateTest, EveryStateIsReachableAndCanEnd) {
+  std::set<JobState> reached;
+  std::set<JobState> left;
+  for (const JobTransition& t : JobTransitions()) {
+    reached.insert(t.to);
+    if (t.from) left.insert(*t.from);
+  }
+  for (JobState state : AllJobStates()) {
+    EXPECT_TRUE(reached.contains(state)) << Name(state);
+    EXPECT_NE(left.contains(state), IsFinal(state)) << Name(state);
+  }
+}
+
+TEST(JobStateTest, FailureReasonsAreFoundByTheirNames) {
+  for (FailureReason reason : AllFailureReasons()) {
+    EXPECT_EQ(ParseFailureReason(Name(reason)), reason);
+  }
+  EXPECT_EQ(ParseFailureReason("NO_SUCH_REASON"), absl::nullopt);
+}
+
+TEST(JobStateTest, FaultsOfTheUserAreNotRetried) {
+  EXPECT_FALSE(IsRetryable(FailureReason::kDataInvalid));
+  EXPECT_FALSE(IsRetryable(FailureReason::kNanLoss));
+  EXPECT_TRUE(IsRetryable(FailureReason::kNodeLost));
+  EXPECT_TRUE(IsRetryable(FailureReason::kTrainerSignal));
+}
+
+TEST(JobStateTest, TheDocumentIsCurrent) {
+  const absl::StatusOr<std::string> text = ReadFile(SY_STATES_MD);
+  ASSERT_THAT(text, IsOk());
+  EXPECT_EQ(*text, StatesMarkdown()) << "run: switchyardd --print-states > docs/states.md";
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,91 @@
+#include "server/scheduler/lease.h"
+
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace switchyard {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+class LeaseTest : public testing::Test {
+ protected:
+  const LeaseConfig config_{absl::Seconds(100), absl::Seconds(5)};
+  SimClock clock_;
+  LeaseTable leases_{config_, clock_};
+  const NodeLease first_{NodeId("n"), Incarnation("one")};
+  const NodeLease second_{NodeId("n"), Incarnation("two")};
+};
+
+TEST_F(LeaseTest, ExpiresOnlyAfterTheTtlAndTheSlack) {
+  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  clock_.Advance(config_.ttl + config_.slack() - absl::Milliseconds(1));
+  EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
+  clock_.Advance(absl::Milliseconds(1));
+  EXPECT_THAT(leases_.TakeExpired(), ElementsAre(first_));
+  EXPECT_THAT(leases_.TakeExpired(), IsEmpty()) << "taken out once";
+}
+
+TEST_F(LeaseTest, AHeartbeatRenewsForAWholeTtl) {
+  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  for (int i = 0; i < 10; ++i) {
+    clock_.Advance(config_.ttl);
+    ASSERT_THAT(leases_.Renew(first_), IsOk());
+    EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
+  }
+}
+
+TEST_F(LeaseTest, AnExpiredLeaseCannotBeRenewed) {
+  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  clock_.Advance(config_.ttl + config_.slack());
+  EXPECT_THAT(leases_.Renew(first_), StatusIs(absl::StatusCode::kAborted));
+  leases_.TakeExpired();
+  EXPECT_THAT(leases_.Renew(first_), StatusIs(absl::StatusCode::kAborted));
+}
+
+TEST_F(LeaseTest, JumpsOfTheWallClockChangeNothing) {
+  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  clock_.JumpWall(absl::Hours(24));
+  EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
+  clock_.JumpWall(-absl::Hours(48));
+  clock_.Advance(config_.ttl + config_.slack());
+  EXPECT_THAT(leases_.TakeExpired(), ElementsAre(first_));
+}
+
+TEST_F(LeaseTest, ANewLifeOnTheSameMachineTakesOver) {
+  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  ASSERT_THAT(leases_.Acquire(second_, "boot"), IsOk());
+  EXPECT_THAT(leases_.Renew(first_), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(leases_.Renew(second_), IsOk());
+}
+
+TEST_F(LeaseTest, AnotherMachineWaitsForTheEndOfTheLease) {
+  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  EXPECT_THAT(leases_.Acquire(second_, "other boot"), StatusIs(absl::StatusCode::kAlreadyExists));
+  EXPECT_THAT(leases_.Renew(first_), IsOk()) << "the holder keeps it";
+  clock_.Advance(config_.ttl + config_.slack());
+  EXPECT_THAT(leases_.Acquire(second_, "other boot"), IsOk());
+}
+
+TEST_F(LeaseTest, ARestoredNodeHasAWholeLeaseButIsNotReachable) {
+  clock_.Advance(absl::Hours(1));
+  leases_.Restore(first_, "boot");
+  EXPECT_FALSE(leases_.Reachable().at(NodeId("n")));
+  clock_.Advance(config_.ttl);
+  EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
+  ASSERT_THAT(leases_.Renew(first_), IsOk());
+  EXPECT_TRUE(leases_.Reachable().at(NodeId("n")));
+}
+
+TEST_F(LeaseTest, ASilentNodeBecomesUnreachableLongBeforeItIsLost) {
+  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  EXPECT_TRUE(leases_.Reachable().at(NodeId("n")));
+  clock_.Advance(config_.suspicion());
+  EXPECT_FALSE(leases_.Reachable().at(NodeId("n")));
+  EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
+}
+
+}  // namespace
+}  // namespace switchyard
