@@ -10,6 +10,7 @@
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "tests/agent/agent_fixture.h"
+#include "worker/agent/device_inventory.h"
 #include "worker/agent/subprocess.h"
 
 namespace switchyard {
@@ -35,6 +36,28 @@ ExitStatus RunProgram(const std::vector<std::string>& argv, std::string& out, st
   }
   EXPECT_TRUE(Eventually([&] { return (*process)->HasEnded(); }));
   return (*process)->Reap();
+}
+
+TEST(DeviceInventoryTest, ReadsGpusByNvml) {
+  ::unsetenv("SY_FAKE_NVML");
+  absl::StatusOr<std::vector<DeviceInfo>> gpus = FindGpus(SY_FAKE_NVML_LIBRARY);
+  ASSERT_THAT(gpus, IsOk());
+  ASSERT_EQ(gpus->size(), 2u);
+  EXPECT_EQ((*gpus)[1].index, 1);
+  EXPECT_EQ((*gpus)[1].kind, "NVIDIA H100 80GB HBM3");
+  EXPECT_EQ((*gpus)[1].memory_bytes, 80ll << 30);
+  EXPECT_EQ((*gpus)[1].uuid, "GPU-1");
+  EXPECT_FALSE((*gpus)[1].is_cpu());
+}
+
+TEST(DeviceInventoryTest, SaysWhatTheDriverSays) {
+  ::setenv("SY_FAKE_NVML", "none", 1);
+  EXPECT_THAT(FindGpus(SY_FAKE_NVML_LIBRARY),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("the driver sees none")));
+  ::setenv("SY_FAKE_NVML", "broken", 1);
+  EXPECT_THAT(FindGpus(SY_FAKE_NVML_LIBRARY),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("start NVML: Driver Not Loaded")));
+  ::unsetenv("SY_FAKE_NVML");
 }
 
 class AgentProgramTest : public AgentTest {

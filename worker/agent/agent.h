@@ -38,6 +38,9 @@ namespace switchyard {
 // How long before the end of its lease an agent begins to kill: service.md 2.4's 15 s, less for the
 // short leases of tests.
 absl::Duration KillBudget(absl::Duration lease_ttl);
+// Before a call to the coordinator is repeated, `failures` (from 0) failed ones before: 0.1 to 5 s,
+// random.
+absl::Duration RetryDelay(int failures);
 
 // Thread-safe.
 class Agent {
@@ -79,8 +82,8 @@ class Agent {
   void HandleAssign(const v1::Assign& assign) ABSL_LOCKS_EXCLUDED(mu_);
   void HandleStart(const v1::Start& start) ABSL_LOCKS_EXCLUDED(mu_);
   void HandleStop(const v1::Stop& stop) ABSL_LOCKS_EXCLUDED(mu_);
-  template <typename AttemptRefs>
-  void KillStale(const AttemptRefs& attempts) ABSL_LOCKS_EXCLUDED(mu_);
+  void KillStale(const google::protobuf::RepeatedPtrField<v1::AttemptRef>& attempts)
+      ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<v1::Checkpoint> Commit(v1::CommitCheckpointRequest request, const StopToken& stop);
 
   // The devices of an order, or why they cannot be had.

@@ -54,6 +54,9 @@ struct StopRequest {
   bool kill = false;        // SIGKILL at once
 };
 
+// SIGKILL at once.
+StopRequest KillRequest(StopCause cause, std::string reason);
+
 // Publishes a checkpoint at the coordinator, retrying while it is away, until told to stop.
 using CommitFunction = std::function<absl::StatusOr<v1::Checkpoint>(
     const v1::CommitCheckpointRequest& request, const StopToken& stop)>;
