@@ -1,0 +1,148 @@
+#include "client/fake_job_service.h"
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+
+namespace switchyard {
+namespace {
+
+// The front; the last one stays for later calls.
+template <typename T>
+T Next(std::deque<T>& scripts) {
+  SY_CHECK(!scripts.empty());
+  T front = scripts.front();
+  if (scripts.size() > 1) scripts.pop_front();
+  return front;
+}
+
+}  // namespace
+
+grpc::Status ErrorWithInfo(grpc::StatusCode code, const std::string& message,
+                           const std::string& reason) {
+  google::rpc::ErrorInfo info;
+  info.set_domain("switchyard");
+  info.set_reason(reason);
+  google::rpc::Status details;
+  details.set_code(code);
+  details.set_message(message);
+  details.add_details()->PackFrom(info);
+  return grpc::Status(code, message, details.SerializeAsString());
+}
+
+void FakeJobService::Start() {
+  grpc::ServerBuilder builder;
+  int bound = 0;
+  builder.AddListeningPort(absl::StrCat("127.0.0.1:", port_), grpc::InsecureServerCredentials(),
+                           &bound);
+  builder.RegisterService(this);
+  server_ = builder.BuildAndStart();
+  SY_CHECK(server_ != nullptr && bound != 0) << "port " << port_;
+  port_ = bound;
+}
+
+void FakeJobService::Stop() {
+  // Calls that still run are cancelled.
+  server_->Shutdown(std::chrono::system_clock::now());
+  server_->Wait();
+  server_.reset();
+}
+
+std::string FakeJobService::address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+grpc::Status FakeJobService::NextFailureLocked() {
+  if (failures.empty()) return grpc::Status::OK;
+  const grpc::Status failure = failures.front();
+  failures.pop_front();
+  return failure;
+}
+
+grpc::Status FakeJobService::CreateJob(grpc::ServerContext*, const v1::CreateJobRequest* request,
+                                       v1::CreateJobResponse* response) {
+  absl::MutexLock lock(&mu_);
+  created.push_back(*request);
+  const grpc::Status failure = NextFailureLocked();
+  if (!failure.ok()) return failure;
+  *response->mutable_job() = request->job();
+  response->mutable_job()->set_name(absl::StrCat(
+      request->parent(), "/jobs/", request->job_id().empty() ? "chosen" : request->job_id()));
+  response->mutable_job()->set_state(v1::Job::QUEUED);
+  return failure;
+}
+
+grpc::Status FakeJobService::GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
+                                    v1::GetJobResponse* response) {
+  absl::MutexLock lock(&mu_);
+  gotten.push_back(request->name());
+  const grpc::Status failure = NextFailureLocked();
+  if (failure.ok()) *response = job;
+  return failure;
+}
+
+grpc::Status FakeJobService::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
+                                      v1::ListJobsResponse* response) {
+  absl::MutexLock lock(&mu_);
+  listed.push_back(*request);
+  const grpc::Status failure = NextFailureLocked();
+  if (!failure.ok()) return failure;
+  size_t page = 0;
+  if (!request->page_token().empty() && !absl::SimpleAtoi(request->page_token(), &page)) {
+    return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "page_token");
+  }
+  *response = pages.at(page);
+  if (page + 1 < pages.size()) response->set_next_page_token(absl::StrCat(page + 1));
+  return failure;
+}
+
+grpc::Status FakeJobService::CancelJob(grpc::ServerContext*, const v1::CancelJobRequest* request,
+                                       v1::CancelJobResponse* response) {
+  absl::MutexLock lock(&mu_);
+  cancelled.push_back(*request);
+  const grpc::Status failure = NextFailureLocked();
+  if (failure.ok()) *response->mutable_job() = job.job();
+  return failure;
+}
+
+grpc::Status FakeJobService::WatchJob(grpc::ServerContext* context,
+                                      const v1::WatchJobRequest* request,
+                                      grpc::ServerWriter<v1::WatchJobResponse>* writer) {
+  WatchScript script;
+  {
+    absl::MutexLock lock(&mu_);
+    watched.push_back(*request);
+    script = Next(watches);
+  }
+  return script(context, *request, writer);
+}
+
+grpc::Status FakeJobService::ReadLogs(grpc::ServerContext*, const v1::ReadLogsRequest* request,
+                                      grpc::ServerWriter<v1::ReadLogsResponse>* writer) {
+  LogScript script;
+  {
+    absl::MutexLock lock(&mu_);
+    read.push_back(*request);
+    script = Next(logs);
+  }
+  return script(*request, writer);
+}
+
+grpc::Status FakeJobService::PlanJob(grpc::ServerContext*, const v1::PlanJobRequest*,
+                                     v1::PlanJobResponse* response) {
+  absl::MutexLock lock(&mu_);
+  const grpc::Status failure = NextFailureLocked();
+  if (failure.ok()) *response = plan;
+  return failure;
+}
+
+grpc::Status FakeJobService::ListCheckpoints(grpc::ServerContext*,
+                                             const v1::ListCheckpointsRequest*,
+                                             v1::ListCheckpointsResponse* response) {
+  absl::MutexLock lock(&mu_);
+  const grpc::Status failure = NextFailureLocked();
+  if (failure.ok()) *response = checkpoints;
+  return failure;
+}
+
+}  // namespace switchyard
