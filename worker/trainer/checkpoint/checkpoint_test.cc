@@ -238,7 +238,7 @@ class ReshardChainTest : public testing::TestWithParam<const char*> {
       dtypes_.remainder = true;
     }
     if (name == "Bf16") dtypes_.moment = at::kBFloat16;
-    source_.order = SpecsOf(TinyModel(), file);
+    source_ = SourceOf(TinyModel(), file);
   }
   Dtypes dtypes_;
   WeightSource source_;

@@ -102,7 +102,7 @@ std::optional<FusedPart> FusedPlace(absl::string_view name) {
 class Resolver {
  public:
   Resolver(const HfModel& hf, const std::vector<BucketLayout>& model)
-      : hf_(hf), model_(model), slots_of_(hf.tensors.size()), ignored_(hf.tensors.size()) {
+      : hf_(hf), model_(model), used_(hf.tensors.size()) {
     for (size_t i = 0; i < hf.tensors.size(); ++i) by_name_.emplace(hf.tensors[i].name, i);
     for (const BucketLayout& bucket : model) {
       for (const TensorSlot& slot : bucket.slots) {
@@ -113,8 +113,8 @@ class Resolver {
         }
       }
     }
-    source_.files.folder = hf.folder;
-    source_.files.files = hf.files;
+    source_.folder = hf.folder;
+    source_.files = hf.files;
   }
 
   absl::StatusOr<WeightSource> Run() && {
@@ -123,11 +123,6 @@ class Resolver {
       for (const TensorSlot& slot : bucket.slots) RETURN_IF_ERROR(PlaceSlot(slot));
     }
     RETURN_IF_ERROR(CheckAllUsed());
-    for (size_t i = 0; i < hf_.tensors.size(); ++i) {
-      for (const TensorSlot* slot : slots_of_[i]) {
-        source_.order.push_back({slot->name, hf_.tensors[i].dtype, slot->shape});
-      }
-    }
     return std::move(source_);
   }
 
@@ -145,7 +140,7 @@ class Resolver {
       by_name_.emplace(kEmbeddingName, head->second);
       return absl::OkStatus();
     }
-    ignored_[head->second] = true;
+    used_[head->second] = true;
     const HfTensor& a = hf_.tensors[head->second];
     const HfTensor& b = hf_.tensors[embedding->second];
     ASSIGN_OR_RETURN(const auto file_a,
@@ -201,8 +196,8 @@ class Resolver {
     location.dtype = tensor.dtype;
     location.offset = tensor.offset + static_cast<uint64_t>(first) * (DtypeBits(tensor.dtype) / 8);
     location.numel = slot.numel;
-    source_.files.at[slot.name] = location;
-    slots_of_[index].push_back(&slot);
+    source_.at[slot.name] = location;
+    used_[index] = true;
     return absl::OkStatus();
   }
 
@@ -211,7 +206,7 @@ class Resolver {
     for (size_t i = 0; i < hf_.tensors.size(); ++i) {
       // Buffers that old writers stored; computed from config.json.
       const bool buffer = absl::EndsWith(hf_.tensors[i].name, "rotary_emb.inv_freq");
-      if (slots_of_[i].empty() && !ignored_[i] && !buffer) {
+      if (!used_[i] && !buffer) {
         unexpected.push_back(hf_.tensors[i].name);
       }
     }
@@ -228,8 +223,7 @@ class Resolver {
   bool has_head_ = false;
   absl::flat_hash_map<std::string, size_t> by_name_;
   absl::flat_hash_map<std::string, int64_t> num_experts_;  // by FusedPart::experts
-  std::vector<std::vector<const TensorSlot*>> slots_of_;   // by source tensor, in model order
-  std::vector<bool> ignored_;
+  std::vector<bool> used_;                                 // by source tensor
   std::vector<std::string> missing_;
   WeightSource source_;
 };

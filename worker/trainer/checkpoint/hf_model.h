@@ -22,7 +22,7 @@ struct HfTensor : TensorSpec {
 struct HfModel {
   std::string folder;
   std::vector<std::string> files;  // ascending
-  std::vector<HfTensor> tensors;   // by file, then offset: "source order"
+  std::vector<HfTensor> tensors;   // by file, then offset
 };
 
 // Errors: NotFound: neither file exists, or a file of the index is missing. InvalidArgument: a
@@ -30,14 +30,9 @@ struct HfModel {
 // files hold or that the index does not list. Messages name the file and the tensor.
 absl::StatusOr<HfModel> OpenHfModel(const std::string& folder);
 
-// Where each tensor that a model needs lies in its source.
-struct WeightSource {
-  // Every slot of the model, by published name. A slot may be a part of a fused tensor.
-  TensorFiles files;
-  // The published tensors in source order with the source's dtypes: what a save writes. Parts of a
-  // fused tensor stand in its place, by expert, gate before up.
-  std::vector<TensorSpec> order;
-};
+// Where each tensor that a model needs lies in its source, by published name. May be a part of a
+// fused tensor.
+using WeightSource = TensorFiles;
 
 // Matches the folder with `model`, the buckets that hold all experts. Accepts per-expert tensors
 // (experts.<e>.gate_proj.weight, ...) and Transformers v5's fused ones (experts.gate_up_proj [E, 2

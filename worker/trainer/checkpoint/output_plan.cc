@@ -60,19 +60,22 @@ std::string IndexJson(const std::vector<TensorSpec>& tensors, const FileSet& set
   return DumpJson(index, 2) + "\n";
 }
 
-std::vector<TensorSpec> WeightTensors(const std::vector<BucketLayout>& model,
-                                      const WeightSource* source, TensorDtype weight_dtype) {
+absl::StatusOr<std::vector<TensorSpec>> WeightTensors(const std::vector<BucketLayout>& model,
+                                                      const WeightSource* source,
+                                                      TensorDtype weight_dtype) {
   std::vector<TensorSpec> tensors;
-  if (source != nullptr) {
-    tensors = source->order;
-    for (TensorSpec& tensor : tensors) {
-      if (tensor.dtype == TensorDtype::kF16) tensor.dtype = weight_dtype;
-    }
-    return tensors;
-  }
   for (const BucketLayout& bucket : model) {
     for (const TensorSlot& slot : bucket.slots) {
-      tensors.push_back({slot.name, weight_dtype, slot.shape});
+      TensorDtype dtype = weight_dtype;
+      if (source != nullptr) {
+        const auto it = source->at.find(slot.name);
+        if (it == source->at.end()) {
+          return absl::InvalidArgumentError(absl::StrCat(
+              "plan checkpoint: the source ", source->folder, " has no tensor '", slot.name, "'"));
+        }
+        if (it->second.dtype != TensorDtype::kF16) dtype = it->second.dtype;
+      }
+      tensors.push_back({slot.name, dtype, slot.shape});
     }
   }
   return tensors;
@@ -111,7 +114,8 @@ absl::StatusOr<CheckpointPlan> PlanCheckpoint(const std::vector<BucketLayout>& m
         absl::StrCat("plan checkpoint: max_shard_bytes is ", format.max_shard_bytes));
   }
   CheckpointPlan plan;
-  const std::vector<TensorSpec> weights = WeightTensors(model, source, format.weight_dtype);
+  ASSIGN_OR_RETURN(const std::vector<TensorSpec> weights,
+                   WeightTensors(model, source, format.weight_dtype));
   const auto shards = SplitIntoShards(weights, format.max_shard_bytes);
   ASSIGN_OR_RETURN(plan.weights, LayOutFiles(shards, [](size_t number, size_t count) {
                      return count == 1
@@ -175,9 +179,9 @@ absl::StatusOr<TensorFiles> ResolveOptimizer(const std::string& folder,
   size_t used = 0;
   for (const BucketLayout& bucket : model) {
     for (const TensorSlot& slot : bucket.slots) {
-      const auto weight = weights.files.at.find(slot.name);
+      const auto weight = weights.at.find(slot.name);
       const bool has_remainder =
-          weight != weights.files.at.end() && weight->second.dtype == TensorDtype::kBf16;
+          weight != weights.at.end() && weight->second.dtype == TensorDtype::kBf16;
       for (const char* suffix : {".exp_avg", ".exp_avg_sq", ".remainder"}) {
         const bool is_remainder = absl::string_view(suffix) == ".remainder";
         if (is_remainder && !has_remainder) continue;

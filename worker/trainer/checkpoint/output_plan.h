@@ -40,12 +40,13 @@ struct CheckpointPlan {
 std::vector<std::vector<TensorSpec>> SplitIntoShards(const std::vector<TensorSpec>& tensors,
                                                      int64_t max_shard_bytes);
 
-// Weights: names, dtypes and order of `source`, but F16 becomes the dtype of training, which it
-// cannot hold exactly. Without a source (random_init): the order of `model` and the dtype of
-// training. Optimizer: for each tensor <name>.exp_avg, <name>.exp_avg_sq (moment dtype) and, where
-// the weights' file holds BF16, <name>.remainder (I16), so that the fp32 master is restored exactly
-// whatever the dtype of training is.
-// Errors: InvalidArgument: max_shard_bytes < 1, or as LayOutSafetensors.
+// Weights in the order of `model`, whatever the files of the source look like: a job that was
+// resumed writes the same files as one that was not. Each keeps the dtype it has in `source`, but
+// F16 becomes the dtype of training, which it cannot hold exactly; so does everything without a
+// source (random_init). Optimizer: for each tensor <name>.exp_avg, <name>.exp_avg_sq (moment dtype)
+// and, where the weights' file holds BF16, <name>.remainder (I16), so that the fp32 master is
+// restored exactly whatever the dtype of training is. Errors: InvalidArgument: max_shard_bytes < 1,
+// a slot that `source` lacks, or as LayOutSafetensors.
 absl::StatusOr<CheckpointPlan> PlanCheckpoint(const std::vector<BucketLayout>& model,
                                               const WeightSource* source,
                                               const CheckpointFormat& format);

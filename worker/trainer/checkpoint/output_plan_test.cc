@@ -40,19 +40,41 @@ TEST(PlanCheckpointTest, WithoutSourceKeepsModelOrderInOneFile) {
 }
 
 TEST(PlanCheckpointTest, KeepsTheSourcesDtypesButNoF16) {
-  WeightSource source;
-  source.order = SpecsOf(TinyModel(), TensorDtype::kBf16);
-  source.order[0].dtype = TensorDtype::kF16;
-  source.order[1].dtype = TensorDtype::kF32;
+  WeightSource source = SourceOf(TinyModel(), TensorDtype::kBf16);
+  source.at["model.norm.weight"].dtype = TensorDtype::kF16;
+  source.at["lm_head.weight"].dtype = TensorDtype::kF32;
   const auto plan = PlanCheckpoint(TinyModel(), &source, CheckpointFormat());
   ASSERT_THAT(plan, IsOk());
-  const auto dtype = [&](size_t i) {
-    return plan->weights.files.at.at(source.order[i].name).dtype;
-  };
-  EXPECT_EQ(dtype(0), TensorDtype::kF32);
-  EXPECT_EQ(dtype(1), TensorDtype::kF32);
-  EXPECT_EQ(dtype(2), TensorDtype::kBf16);
+  const auto& at = plan->weights.files.at;
+  EXPECT_EQ(at.at("model.norm.weight").dtype, TensorDtype::kF32);
+  EXPECT_EQ(at.at("lm_head.weight").dtype, TensorDtype::kF32);
+  EXPECT_EQ(at.at("model.embed_tokens.weight").dtype, TensorDtype::kBf16);
   EXPECT_EQ(plan->dtype, TensorDtype::kBf16);
+  source.at.erase("lm_head.weight");
+  EXPECT_THAT(PlanCheckpoint(TinyModel(), &source, CheckpointFormat()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'lm_head.weight'")));
+}
+
+// Else a resumed job, whose source is its own checkpoint, could cut its files elsewhere.
+TEST(PlanCheckpointTest, FilesDoNotDependOnThoseOfTheSource) {
+  CheckpointFormat format;
+  format.max_shard_bytes = 700;
+  const WeightSource source = SourceOf(TinyModel(), TensorDtype::kF32);
+  WeightSource other = source;
+  int number = 0;
+  for (auto& [name, location] : other.at) {
+    location.file = number % 3;
+    location.offset = 10000 - 8 * number++;
+  }
+  const auto a = PlanCheckpoint(TinyModel(), &source, format);
+  const auto b = PlanCheckpoint(TinyModel(), &other, format);
+  ASSERT_THAT(a, IsOk());
+  ASSERT_THAT(b, IsOk());
+  EXPECT_EQ(a->index_json, b->index_json);
+  ASSERT_EQ(a->weights.layouts.size(), b->weights.layouts.size());
+  for (size_t i = 0; i < a->weights.layouts.size(); ++i) {
+    EXPECT_EQ(a->weights.layouts[i].head, b->weights.layouts[i].head);
+  }
 }
 
 TEST(PlanCheckpointTest, IndexPlacesEveryTensor) {
@@ -80,9 +102,8 @@ TEST(PlanCheckpointTest, IndexPlacesEveryTensor) {
 }
 
 TEST(PlanCheckpointTest, OptimizerHasRemaindersBesideBf16Only) {
-  WeightSource source;
-  source.order = SpecsOf(TinyModel(), TensorDtype::kBf16);
-  source.order[1].dtype = TensorDtype::kF32;
+  WeightSource source = SourceOf(TinyModel(), TensorDtype::kBf16);
+  source.at["lm_head.weight"].dtype = TensorDtype::kF32;
   CheckpointFormat format;
   format.save_optimizer = true;
   format.moment_dtype = TensorDtype::kBf16;
@@ -91,10 +112,10 @@ TEST(PlanCheckpointTest, OptimizerHasRemaindersBesideBf16Only) {
   EXPECT_THAT(plan->optimizer.files.files,
               ElementsAre("switchyard/optimizer-00001-of-00001.safetensors"));
   const auto& at = plan->optimizer.files.at;
-  EXPECT_EQ(at.size(), 3 * source.order.size() - 1);
-  EXPECT_EQ(at.count(source.order[1].name + ".remainder"), 0u);
-  EXPECT_EQ(at.at(source.order[2].name + ".remainder").dtype, TensorDtype::kI16);
-  EXPECT_EQ(at.at(source.order[1].name + ".exp_avg").dtype, TensorDtype::kBf16);
+  EXPECT_EQ(at.size(), 3 * source.at.size() - 1);
+  EXPECT_EQ(at.count("lm_head.weight.remainder"), 0u);
+  EXPECT_EQ(at.at("model.norm.weight.remainder").dtype, TensorDtype::kI16);
+  EXPECT_EQ(at.at("lm_head.weight.exp_avg").dtype, TensorDtype::kBf16);
 }
 
 TEST(PlanCheckpointTest, RefusesAnImpossibleShardSize) {
@@ -112,9 +133,8 @@ class ResolveOptimizerTest : public testing::Test {
     const std::string folder = TestFolder("optimizer");
     EXPECT_THAT(MakeFolders(folder + "/switchyard"), IsOk());
     std::vector<TensorSpec> tensors;
-    WeightSource weights;
+    const WeightSource weights = SourceOf(TinyModel(), TensorDtype::kBf16);
     for (const TensorSpec& spec : SpecsOf(TinyModel(), TensorDtype::kBf16)) {
-      weights.files.at[spec.name].dtype = TensorDtype::kBf16;
       tensors.push_back({spec.name + ".exp_avg", TensorDtype::kF32, spec.shape});
       tensors.push_back({spec.name + ".exp_avg_sq", TensorDtype::kF32, spec.shape});
       tensors.push_back({spec.name + ".remainder", TensorDtype::kI16, spec.shape});

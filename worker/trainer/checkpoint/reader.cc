@@ -216,7 +216,7 @@ WeightSource LoadWeights(const std::string& folder, const std::vector<BucketLayo
   const std::string what = absl::StrCat("load weights from ", folder);
   absl::StatusOr<WeightSource> source = OpenWeights(folder, model);
   AgreeOk(world, source.status(), what);
-  AgreeOk(world, ReadWeights(source->files, shards), what);
+  AgreeOk(world, ReadWeights(*source, shards), what);
   return *std::move(source);
 }
 

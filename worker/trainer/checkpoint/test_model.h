@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/trainer/checkpoint/safetensors.h"
+#include "worker/trainer/checkpoint/tensor_files.h"
 #include "worker/trainer/parallel/bucket_layout.h"
 
 namespace switchyard {
@@ -72,6 +73,15 @@ inline std::vector<TensorSpec> SpecsOf(const std::vector<BucketLayout>& model, T
     for (const TensorSlot& slot : bucket.slots) specs.push_back({slot.name, dtype, slot.shape});
   }
   return specs;
+}
+
+// The model as a folder would hold it whose tensors all have this dtype.
+inline TensorFiles SourceOf(const std::vector<BucketLayout>& model, TensorDtype dtype) {
+  TensorFiles source;
+  for (const BucketLayout& bucket : model) {
+    for (const TensorSlot& slot : bucket.slots) source.at[slot.name] = {0, dtype, 0, slot.numel};
+  }
+  return source;
 }
 
 // A fresh folder.
