@@ -1,6 +1,7 @@
 // The decoder against Transformers: logits, loss and every gradient of the models that
 // make_models.py wrote to $SY_PARITY_DIR.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstdio>

@@ -5,6 +5,7 @@ usage: trajectory_test.py TRAINER FOLDER
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ TOLERANCE = 1e-4  # relative, of every loss
 
 
 def run(trainer, folder):
-    (folder / "job").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "job", ignore_errors=True)
+    (folder / "job").mkdir()
     done = subprocess.run([trainer, "--config", str(folder / "config.json")], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=240)
     if done.returncode != 0:

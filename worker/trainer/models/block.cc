@@ -2,32 +2,13 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
 #include <utility>
 
+#include "worker/trainer/models/held_bucket.h"
 #include "worker/trainer/ops/rms_norm.h"
 
 namespace switchyard {
-namespace {
-
-// Holds a bucket while it is used, also when a computation throws.
-class Held {
- public:
-  Held(ParameterStore& store, int bucket) : store_(store), bucket_(bucket) {
-    flat_ = store.Acquire(bucket);
-  }
-  ~Held() { store_.Release(bucket_); }
-  Held(const Held&) = delete;
-  Held& operator=(const Held&) = delete;
-  const at::Tensor& flat() const { return flat_; }
-
- private:
-  ParameterStore& store_;
-  int bucket_;
-  at::Tensor flat_;
-};
-
-}  // namespace
-
 Block::Block(int64_t layer, const BlockBuckets& buckets, ParameterStore& store)
     : layer_(layer), buckets_(buckets), store_(store) {}
 
@@ -40,7 +21,7 @@ at::Tensor Block::Forward(const BatchContext& context, const at::Tensor& x_TH, b
                           BlockSaved* saved, RoutingSums* sums) const {
   const ModelConfig& c = context.config;
   const bool keep = saved != nullptr && !recompute;
-  const Held dense(store_, buckets_.dense);
+  const HeldBucket dense(store_, buckets_.dense);
   const LayerParameters weights = ViewLayer(c, *buckets_.dense_layout, dense.flat());
 
   at::Tensor middle_TH =
@@ -52,7 +33,7 @@ at::Tensor Block::Forward(const BatchContext& context, const at::Tensor& x_TH, b
       ops::RmsNormForward(middle_TH, weights.post_attention_norm_H, c.rms_norm_eps);
   at::Tensor y_TH;
   if (is_moe()) {
-    const Held held(store_, buckets_.experts);
+    const HeldBucket held(store_, buckets_.experts);
     y_TH = MoeForward(context, weights.router_EH,
                       ViewExperts(c, *buckets_.experts_layout, held.flat()), normed_TH,
                       saved != nullptr ? &saved->moe : nullptr, sums);
@@ -90,14 +71,14 @@ void Block::Recompute(const BatchContext& context, const LayerParameters& weight
 at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
                            const at::Tensor& daux_E, BlockSaved saved) const {
   const ModelConfig& c = context.config;
-  const Held dense(store_, buckets_.dense);
+  const HeldBucket dense(store_, buckets_.dense);
   const LayerParameters weights = ViewLayer(c, *buckets_.dense_layout, dense.flat());
   const LayerParameters gradients =
       ViewLayer(c, *buckets_.dense_layout, store_.Gradient(buckets_.dense));
 
   at::Tensor dmiddle_TH;
   {
-    std::optional<Held> held;
+    std::optional<HeldBucket> held;
     ExpertParameters experts, dexperts;
     if (is_moe()) {
       held.emplace(store_, buckets_.experts);

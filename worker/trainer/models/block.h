@@ -9,7 +9,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <optional>
 
 #include "worker/trainer/models/attention.h"
 #include "worker/trainer/models/batch_context.h"

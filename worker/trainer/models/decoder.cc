@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "worker/trainer/models/block.h"
+#include "worker/trainer/models/held_bucket.h"
 #include "worker/trainer/models/memory_plan.h"
 #include "worker/trainer/models/parameters.h"
 #include "worker/trainer/models/rope_frequencies.h"
@@ -20,11 +21,11 @@
 namespace switchyard {
 namespace {
 
-void CheckIds(const char* what, const at::Tensor& ids_T, int64_t least, int64_t vocab_size) {
+void CheckIds(const char* what, const at::Tensor& ids_T, int64_t vocab_size) {
   if (ids_T.numel() == 0) return;
   const int64_t smallest = ids_T.min().item<int64_t>();
   const int64_t largest = ids_T.max().item<int64_t>();
-  TORCH_CHECK(smallest >= least && largest < vocab_size, "batch: ", what, " ", smallest, " to ",
+  TORCH_CHECK(smallest >= 0 && largest < vocab_size, "batch: ", what, " ", smallest, " to ",
               largest, " do not fit a vocabulary of ", vocab_size);
 }
 
@@ -40,8 +41,8 @@ void CheckBatch(const DecoderBatch& batch, const ModelConfig& config) {
               "batch: documents end at ",
               batch.cu_seqlens.empty() ? int64_t{-1} : batch.cu_seqlens.back(), ", there are ",
               batch.tokens_T.size(0), " tokens");
-  CheckIds("tokens", batch.tokens_T, 0, config.vocab_size);
-  CheckIds("targets", batch.targets_T, -100, config.vocab_size);
+  CheckIds("tokens", batch.tokens_T, config.vocab_size);
+  CheckIds("targets", batch.targets_T.masked_fill(batch.targets_T.eq(-100), 0), config.vocab_size);
 }
 
 }  // namespace
@@ -62,7 +63,7 @@ struct Decoder::Impl {
   at::Tensor Trunk(const DecoderBatch& batch, std::optional<BatchContext>* context,
                    std::vector<BlockSaved>* saved, std::vector<RoutingSums>* sums);
   Routing Route(const std::vector<RoutingSums>& sums, int64_t tokens) const;
-  // Calls f(normed hidden, head weights, x) while the head's buckets are held.
+  // Calls f(head parameters) while their buckets are held.
   template <typename F>
   auto WithHead(F f);
 
@@ -113,9 +114,11 @@ at::Tensor Decoder::Impl::Trunk(const DecoderBatch& batch, std::optional<BatchCo
   CheckBatch(batch, config);
   const bool recompute = options.activation_memory == ActivationMemory::kFullRecompute;
   blocks.front().Prefetch();
-  at::Tensor x_TH =
-      ops::EmbeddingForward(batch.tokens_T, ViewEmbedding(config, store.Acquire(embedding_bucket)));
-  store.Release(embedding_bucket);
+  at::Tensor x_TH;
+  {
+    const HeldBucket embedding(store, embedding_bucket);
+    x_TH = ops::EmbeddingForward(batch.tokens_T, ViewEmbedding(config, embedding.flat()));
+  }
   context->emplace(MakeContext(batch, x_TH.scalar_type()));
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (i + 1 < blocks.size()) {
@@ -160,14 +163,14 @@ Decoder::Impl::Routing Decoder::Impl::Route(const std::vector<RoutingSums>& sums
 
 template <typename F>
 auto Decoder::Impl::WithHead(F f) {
-  HeadParameters head = ViewHead(config, buckets[head_bucket], store.Acquire(head_bucket));
+  const HeldBucket held(store, head_bucket);
+  HeadParameters head = ViewHead(config, buckets[head_bucket], held.flat());
+  std::optional<HeldBucket> embedding;
   if (config.tie_word_embeddings) {
-    head.weight_VH = ViewEmbedding(config, store.Acquire(embedding_bucket));
+    embedding.emplace(store, embedding_bucket);
+    head.weight_VH = ViewEmbedding(config, embedding->flat());
   }
-  auto result = f(head);
-  if (config.tie_word_embeddings) store.Release(embedding_bucket);
-  store.Release(head_bucket);
-  return result;
+  return f(head);
 }
 
 Decoder::Decoder(const ModelConfig& config, const DecoderOptions& options, ParameterStore& store,

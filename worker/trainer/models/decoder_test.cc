@@ -14,7 +14,6 @@
 namespace switchyard {
 namespace {
 
-using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
@@ -260,6 +259,8 @@ TEST(DecoderTest, RefusesIdsOutsideTheVocabulary) {
   batch = DrawBatch(2, {9}, toy.config.vocab_size);
   batch.targets_T[4] = 31;
   EXPECT_THAT([&] { toy.decoder.Evaluate(batch); }, ThrowsMessage<c10::Error>(HasSubstr("31")));
+  batch.targets_T[4] = -1;
+  EXPECT_THAT([&] { toy.decoder.Evaluate(batch); }, ThrowsMessage<c10::Error>(HasSubstr("-1")));
 }
 
 TEST(DecoderTest, RefusesDocumentsThatDoNotCoverTheTokens) {

@@ -12,6 +12,9 @@ constexpr int64_t kIdBytes = 8;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of one token copy: its expert, its row, and the row's copy.
+int64_t DecisionBytes() { return 3 * kIdBytes; }
+
 // What the forward keeps of one layer for T tokens. See design.md 5: the residual inputs of both
 // halves, q, k and v before their norms, the attention's output and log-sum-exp, and either the
 // dense MLP's gate and up, or the router's choice and the experts' gate and up.
@@ -20,7 +23,8 @@ int64_t LeanLayerBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int6
   int64_t bytes = tokens * weight_bytes * (2 * c.hidden_size + qkv + c.num_heads * c.head_dim) +
                   tokens * kFp32Bytes * c.num_heads;
   if (c.IsMoeLayer(layer)) {
-    bytes += tokens * (kFp32Bytes * c.num_experts + (kIdBytes + kFp32Bytes) * c.top_k);
+    bytes += tokens * kFp32Bytes * c.num_experts;
+    bytes += tokens * c.top_k * (DecisionBytes() + 2 * weight_bytes);  // weights, there and here
     bytes += tokens * c.top_k * weight_bytes * 2 * c.moe_intermediate_size;
   } else {
     bytes += tokens * weight_bytes * 2 * c.intermediate_size;
@@ -31,7 +35,7 @@ int64_t LeanLayerBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int6
 // What full recomputation keeps of one layer: its input, the router's choice and the plan.
 int64_t BlockInputBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int64_t weight_bytes) {
   int64_t bytes = tokens * weight_bytes * c.hidden_size;
-  if (c.IsMoeLayer(layer)) bytes += tokens * c.top_k * 3 * kIdBytes;
+  if (c.IsMoeLayer(layer)) bytes += tokens * c.top_k * DecisionBytes();
   return bytes;
 }
 

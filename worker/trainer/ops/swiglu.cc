@@ -29,8 +29,14 @@ SwigluGradients SwigluBackward(const at::Tensor& dy_RF, const at::Tensor& z_R2F,
     dy = dy * scale_R.to(type).unsqueeze(1);
   }
   out.dz_R2F = at::empty(z_R2F.sizes(), z_R2F.options());
-  out.dz_R2F.narrow(1, 0, f).copy_(at::silu_backward(dy * up, gate));
-  out.dz_R2F.narrow(1, f, f).copy_(silu * dy);
+  at::Tensor dgate = out.dz_R2F.narrow(1, 0, f);
+  at::Tensor dup = out.dz_R2F.narrow(1, f, f);
+  at::mul_out(dup, silu, dy);
+  if (z_R2F.scalar_type() == type) {
+    at::silu_backward_out(dgate, dy * up, gate);
+  } else {
+    dgate.copy_(at::silu_backward(dy * up, gate));
+  }
   return out;
 }
 
