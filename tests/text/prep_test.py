@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from text_client import (TextTool, deepseek_tokenizer, need, qwen3_tokenizer, read_token_file, run_prep, skip)
+from text_client import TextTool, deepseek_tokenizer, need, qwen3_tokenizer, read_token_file, run_prep
 
 need("tokenizers", "transformers")
 from tokenizers import Tokenizer
@@ -22,7 +22,8 @@ WORDS = ("the model learns words from small texts 1 23 456 über naïve 汉字 �
 
 
 def template(name):
-    return open(os.path.join(HERE, "templates", name + ".jinja"), encoding="utf-8").read()
+    with open(os.path.join(HERE, "templates", name + ".jinja"), encoding="utf-8") as file:
+        return file.read()
 
 
 def sentence(draw, most=12):
@@ -136,7 +137,7 @@ class PrepTest(unittest.TestCase):
         self.assertGreater(kept, 50)
 
     def test_masks_of_our_own_model(self):
-        config = json.load(open(os.path.join(self.model, "tokenizer_config.json"), encoding="utf-8"))
+        config = json.loads(self.bytes_of(self.model, "tokenizer_config.json"))
         self.check_masks(os.path.join(self.model, "tokenizer.json"), config["chat_template"],
                          {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
 
@@ -156,7 +157,7 @@ class PrepTest(unittest.TestCase):
         self.check_masks(path, template("spaced_training").replace("</s>", "<｜end▁of▁sentence｜>"), specials)
 
     def test_prefix_renders_give_the_spans_of_generation_blocks_plus_the_newline(self):
-        config = json.load(open(os.path.join(self.model, "tokenizer_config.json"), encoding="utf-8"))
+        config = json.loads(self.bytes_of(self.model, "tokenizer_config.json"))
         marked = config["chat_template"]
         plain = marked.replace("{%- generation %}\n", "").replace("{%- endgeneration %}\n", "")
         self.assertNotIn("generation %}", plain.replace("add_generation_prompt %}", ""))
@@ -298,14 +299,15 @@ class PrepTest(unittest.TestCase):
             "c/bom.json": "\ufeff" + json.dumps(rows),
             "c/object.json": json.dumps({"data": rows}),
             "c/lines.json": lines,
-            "c/packed.jsonl.gz": gzip.compress(lines[:30].encode()) + gzip.compress(lines[30:].encode()[:]),
+            "c/packed.jsonl.gz": gzip.compress(lines.encode()[:30]) + gzip.compress(lines.encode()[30:]),
             "c/text.txt": "".join(row["text"] + "\n" for row in rows),
             "c/text.txt.gz": gzip.compress("\r\n\r\n".join(row["text"] for row in rows).encode()),
         }
-        variants["c/packed.jsonl.gz"] = gzip.compress(lines.encode()[:30]) + gzip.compress(lines.encode()[30:])
         for name, content in variants.items():
             with self.subTest(name):
                 self.assertEqual(self.run_job(self.write(name, content))["documents"], want)
+        with self.subTest("zst"):
+            self.assertEqual(self.run_job(os.path.join(HERE, "data", "rows.jsonl.zst"))["documents"], want)
         parts = [self.rows(f"folder/train-{i}.jsonl", [rows[i]]) for i in range(5)]
         self.rows("folder/test-0.jsonl", [{"text": "not me"}])
         self.write("folder/README.md", "# no data")
@@ -332,6 +334,23 @@ class PrepTest(unittest.TestCase):
         self.assertEqual([row["tags"] for row in rows], [[], ["a", "b"], ["a", "b"]])
         self.assertEqual((rows[0]["ok"], rows[1]["ok"], rows[0]["none"], rows[2]["id"]), (True, False, None, 2))
         self.assertEqual(rows[0]["messages"][0]["name"], None)
+
+    def test_damaged_parquet_is_an_error_never_a_crash(self):
+        tool = TextTool()
+        draw = random.Random(9)
+        outcomes = set()
+        for name in ("snappy", "zstd", "gzip", "none"):
+            sound = self.bytes_of(HERE, "data", f"chat-{name}.parquet")
+            for _ in range(150):
+                damaged = bytearray(sound)
+                for _ in range(draw.randint(1, 4)):
+                    damaged[draw.randrange(4, len(damaged))] = draw.randrange(256)
+                if draw.random() < 0.2:
+                    damaged = damaged[:draw.randrange(4, len(damaged))]
+                got = tool(op="read", path=self.write("damaged.parquet", bytes(damaged)))
+                outcomes.add("error" in got)
+        tool.close()  # asserts that it lived to the end
+        self.assertIn(True, outcomes)
 
     def test_splits_and_limits(self):
         path = self.rows("split.jsonl", [{"text": f"row {i}"} for i in range(20)])
@@ -426,7 +445,11 @@ class PrepTest(unittest.TestCase):
         "sharegpt speaker": (b'{"conversations": [{"from": "alien", "value": "x"}]}', "unknown speaker 'alien'"),
         "our markers": ('{"messages": [{"role": "user", "content": "a\U0010fffcb"}, {"role": "assistant", "content": "c"}]}'
                         .encode(), "U+10FFFC"),
-        "deep nesting": (b'{"messages": ' + b"[" * 100000 + b"]" * 100000 + b"}", "messages[0]: not an object"),
+        "deep nesting": (b'{"messages": ' + b"[" * 100000 + b"]" * 100000 + b"}", "nested deeper than 100 levels"),
+        "deep nesting, hidden": (b'{"messages": [{"role": "user", "content": "x", "extra": ' + b'{"a":' * 100000 + b"1"
+                                 + b"}" * 100000 + b"}]}", "nested deeper than 100 levels"),
+        "deep nesting in text": (b'{"messages": [{"role": "user", "content": "x"}], "tools": "' + b"[" * 100000
+                                 + b"]" * 100000 + b'"}', "nested deeper than 100 levels"),
         "nul": (b'{"messages": [{"role": "user\\u0000", "content": "x"}]}', "unknown role"),
     }
     GOOD = b'{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
@@ -461,6 +484,11 @@ class PrepTest(unittest.TestCase):
         self.assertEqual(len(err), 20)
         self.assertTrue(err[19].startswith(f"{path}:40: "), err[19])
 
+    @staticmethod
+    def bytes_of(*names):
+        with open(os.path.join(*names), "rb") as file:
+            return file.read()
+
     def test_files_that_cannot_be_read(self):
         cases = {
             "empty.jsonl": (b"", "no document is left of 0 rows"),
@@ -475,6 +503,7 @@ class PrepTest(unittest.TestCase):
             "table.csv": (b"a,b\n1,2\n", "not a kind of file"),
             "prefs.jsonl": (b'{"prompt": "p", "chosen": "a", "rejected": "b"}', "preference data"),
             "ids.jsonl": (b'{"input_ids": [1, 2]}', "tokenized already"),
+            "deep.json": (b'{"data": [' + b"[" * 100000 + b"]" * 100000 + b"]}", "nested deeper than 100 levels"),
             "columns.jsonl": (b'{"foo": 1, "bar": 2}', "the columns (foo, bar)"),
         }
         for name, (content, why) in cases.items():
@@ -527,7 +556,7 @@ class PrepTest(unittest.TestCase):
         first, cached, fingerprint = run()
         self.assertFalse(cached)
         self.assertTrue(fingerprint.startswith(os.path.basename(first)))
-        digest = hashlib.sha256(open(os.path.join(first, "train.tok"), "rb").read()).hexdigest()
+        digest = hashlib.sha256(self.bytes_of(first, "train.tok")).hexdigest()
         self.assertEqual(run()[:2], (first, True))
         copied = self.path("cached/copy.jsonl")
         shutil.copy(path, copied)
@@ -540,7 +569,7 @@ class PrepTest(unittest.TestCase):
             file.seek(-3, 2)
             file.write(b"\xff")
         self.assertEqual(run()[:2], (first, False))
-        self.assertEqual(hashlib.sha256(open(os.path.join(first, "train.tok"), "rb").read()).hexdigest(), digest)
+        self.assertEqual(hashlib.sha256(self.bytes_of(first, "train.tok")).hexdigest(), digest)
         self.assertEqual([name for name in os.listdir(cache) if name.endswith(".tmp")], [])
 
     def test_a_failed_run_leaves_no_folder(self):
@@ -559,7 +588,7 @@ class PrepTest(unittest.TestCase):
                          ["report.json", "train.tok", "validation-hard.tok", "validation-validation.tok"])
         self.assertEqual({name: r["documents"] for name, r in answer["report"]["validation"].items()},
                          {"validation": 1, "hard": 2})
-        self.assertEqual(json.load(open(os.path.join(answer["folder"], "report.json"))), answer["report"])
+        self.assertEqual(json.loads(self.bytes_of(answer["folder"], "report.json")), answer["report"])
 
     def test_validate_reports_for_people_and_programs(self):
         path = self.write("people.jsonl", self.GOOD + b"\n{\n" + self.GOOD)
@@ -579,7 +608,7 @@ class PrepTest(unittest.TestCase):
                  16, "--num-layers", 1, "--num-heads", 2, "--num-kv-heads", 1, "--head-dim", 8, "--num-experts", 2,
                  "--top-k", 1, "--moe-intermediate-size", 8, check=0)
         for name in ("tokenizer.json", "model.safetensors", "config.json", "tokenizer_config.json"):
-            self.assertEqual(open(os.path.join(self.model, name), "rb").read(), open(os.path.join(again, name), "rb").read())
+            self.assertEqual(self.bytes_of(self.model, name), self.bytes_of(again, name))
         _, _, err = run_prep("init-model", "--output", again, "--corpus", self.path("corpus.txt"), check=2)
         self.assertIn("holds a model already", err)
         import torch

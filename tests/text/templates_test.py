@@ -20,6 +20,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
+def source(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def call(name, arguments, id="call_abcdefghi"):
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -200,7 +205,7 @@ class TemplatesTest(unittest.TestCase):
         return compared
 
     def test_every_template_with_every_conversation(self):
-        templates = {os.path.basename(p): open(p, encoding="utf-8").read()
+        templates = {os.path.basename(p): source(p)
                      for p in sorted(glob.glob(os.path.join(HERE, "templates", "*.jinja")))}
         self.assertGreaterEqual(len(templates), 9)
         if qwen3_tokenizer() is not None:
@@ -236,7 +241,7 @@ class TemplatesTest(unittest.TestCase):
                              "A1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"
                              "<think>\n\n</think>\n\nA2<|im_end|>\n")
         path = os.path.join(HERE, "templates", "deepseek_like.jinja")
-        got = self.tool(op="render", template=open(path, encoding="utf-8").read(),
+        got = self.tool(op="render", template=source(path),
                         contexts=[{"messages": messages, "bos_token": "<bos>"}])
         self.assertEqual(got["renders"][0]["text"],
                          "<bos>S<｜User｜>Q1<｜Assistant｜>\n\nA1<｜end▁of▁sentence｜><｜User｜>Q2<｜Assistant｜>A2"

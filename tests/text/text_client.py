@@ -72,7 +72,8 @@ def read_token_file(path):
     """{'documents': [(ids, supervised)], 'rows': [[document index]], 'header': {...}}"""
     import numpy
 
-    data = open(path, "rb").read()
+    with open(path, "rb") as file:
+        data = file.read()
     assert data[:8] == b"SYTOKEN1", data[:8]
     size = int.from_bytes(data[8:16], "little")
     header = json.loads(data[16:16 + size])

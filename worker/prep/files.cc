@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "base/json.h"
 #include "base/status_macros.h"
+#include "worker/prep/row_json.h"
 
 namespace switchyard {
 namespace {
@@ -199,7 +200,7 @@ absl::Status RowReader::LoadJsonDocument() {
     in_array_ = true;
     return absl::OkStatus();
   }
-  const absl::StatusOr<Json> whole = ParseJson(absl::string_view(buffer_).substr(at_), path_);
+  const absl::StatusOr<Json> whole = ParseRowJson(absl::string_view(buffer_).substr(at_), path_);
   if (!whole.ok() || !whole->is_object()) return absl::OkStatus();  // JSON lines, faults by line
   for (const char* key : {"data", "train"}) {
     const Json* rows = JsonFind(*whole, key);

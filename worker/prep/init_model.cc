@@ -18,6 +18,7 @@
 #include "base/status_macros.h"
 #include "worker/prep/files.h"
 #include "worker/prep/random.h"
+#include "worker/prep/row_json.h"
 #include "worker/text/text_cc.h"
 #include "worker/trainer/checkpoint/safetensors.h"
 #include "worker/trainer/models/model_config.h"
@@ -89,7 +90,8 @@ absl::StatusOr<std::vector<std::string>> ReadCorpus(const std::vector<std::strin
         texts.emplace_back(row->text);
         continue;
       }
-      ASSIGN_OR_RETURN(const Json json, ParseJson(row->text, absl::StrCat(file, ":", row->line)));
+      ASSIGN_OR_RETURN(const Json json,
+                       ParseRowJson(row->text, absl::StrCat(file, ":", row->line)));
       CollectTexts(json, &texts);
     }
   }

@@ -15,6 +15,7 @@
 #include "worker/prep/packing.h"
 #include "worker/prep/random.h"
 #include "worker/prep/records.h"
+#include "worker/prep/row_json.h"
 
 namespace switchyard {
 namespace {
@@ -246,7 +247,7 @@ absl::Status Builder::AddRow(const RawRow& row, bool is_text, const Place& place
     if (!settled_) RETURN_IF_ERROR(SettleFormat(nullptr));
     record = MakeTextRecord(row.text);
   } else {
-    absl::StatusOr<Json> json = ParseJson(row.text, "row");
+    absl::StatusOr<Json> json = ParseRowJson(row.text, "row");
     if (json.ok() && !settled_ && json->is_object()) {
       const absl::Status status = SettleFormat(&*json);
       if (absl::IsFailedPrecondition(status)) return status;

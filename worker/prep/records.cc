@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
+#include "worker/prep/row_json.h"
 
 namespace switchyard {
 namespace {
@@ -114,7 +115,8 @@ absl::StatusOr<Json> ToolCalls(const Json& calls, const std::string& where) {
       arguments = *given;
       if (given->is_string()) {
         // Kept as an object: templates that apply tojson or iterate would encode a string twice.
-        absl::StatusOr<Json> parsed = ParseJson(given->get_ref<const std::string&>(), "arguments");
+        absl::StatusOr<Json> parsed =
+            ParseRowJson(given->get_ref<const std::string&>(), "arguments");
         if (parsed.ok() && parsed->is_object()) arguments = *std::move(parsed);
       }
     }
@@ -234,7 +236,7 @@ absl::Status ReadChatColumns(const Json& row, Record* record) {
         *out = nullptr;
         continue;
       }
-      ASSIGN_OR_RETURN(*out, ParseJson(value->get_ref<const std::string&>(), column));
+      ASSIGN_OR_RETURN(*out, ParseRowJson(value->get_ref<const std::string&>(), column));
     }
     const bool is_tools = out == &record->tools;
     if (is_tools ? !out->is_array() : !out->is_object()) {
@@ -390,6 +392,7 @@ absl::StatusOr<Record> FromHellaSwag(const Json& row) {
   if (label != nullptr && label->is_string() && label->get_ref<const std::string&>().empty()) {
     return Fault("label is empty: the test split has no answers");
   }
+  if (label == nullptr) return Fault("column 'label' is missing or null");
   ASSIGN_OR_RETURN(const int64_t index, JsonGet<int64_t>(row, "label"));
   if (index < 0 || index >= static_cast<int64_t>(endings->size())) {
     return Fault("label is ", index, ", but there are ", endings->size(), " endings");
