@@ -160,7 +160,11 @@ TEST(LifecycleTest, EveryHopFromEveryViewIsLegal) {
           gang.stop_target = StopTarget::kCancelled;
           gang.max_retries = bits & 1;
           gang.final_checkpoint = (bits & 2) != 0;
-          if ((bits & 4) != 0) gang.attempt.failure = Failure(FailureReason::kHang);
+          // An attempt stops because the job does, or because something failed.
+          const bool must_fail = attempt == AttemptState::kStopping && job != JobState::kStopping;
+          if (must_fail || (bits & 4) != 0) {
+            gang.attempt.failure = Failure(FailureReason::kHang);
+          }
           int hops = 0;
           for (GangHop hop = NextHop(gang); !hop.none(); hop = NextHop(gang)) {
             ASSERT_LT(++hops, 8);
