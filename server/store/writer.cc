@@ -40,6 +40,9 @@ Writer::~Writer() {
     stopping_ = true;
   }
   thread_.StopAndJoin();
+  // Nothing commits any more, so this races nothing. A WAL that is left is read at the next start.
+  const absl::Status status = db_->Checkpoint();
+  if (!status.ok()) SY_LOG(WARNING) << "wal checkpoint failed error=" << status.message();
 }
 
 absl::Status Writer::Write(std::function<absl::Status(Transaction&)> body) {
