@@ -12,7 +12,7 @@ void EmbeddingBackward(const at::Tensor& dx_TH, const at::Tensor& tokens_T, int6
                        at::Tensor dweight_VH) {
   at::Tensor dx = dx_TH.to(dweight_VH.scalar_type());
   if (padding_row >= 0) dx = dx.masked_fill(tokens_T.eq(padding_row).unsqueeze(1), 0);
-  // On the CPU index_add_ walks the rows in order, on one thread.
+  // On the CPU index_add_ adds the rows of one id in their order, whatever the threads.
   dweight_VH.index_add_(0, tokens_T, dx);
 }
 
