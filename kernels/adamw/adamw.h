@@ -1,0 +1,95 @@
+// AdamW over a flat range of parameters whose fp32 master is exact in 4 bytes: the bf16 weight and
+// a 16-bit remainder, master bits = (weight bits << 16) + remainder. The weight is the master
+// rounded to nearest (ties away from zero), so the model computes with what the optimizer holds.
+// Decoupled weight decay, bias correction by the caller's step.
+//
+// Clipping and the non-finite check come folded in from GradNorm: the update reads `control` on the
+// device; when the norm is not finite nothing is changed. Moments are float or Bf16; Bf16 moments
+// are rounded stochastically with bits that depend only on (seed, step, index): deterministic. size
+// % 8 == 0, pointers are 16-byte aligned. Allocates nothing; asynchronous on `stream`. Errors:
+// cudaErrorInvalidValue for an unsupported size, else the launch error.
+#ifndef SWITCHYARD_KERNELS_ADAMW_ADAMW_H_
+#define SWITCHYARD_KERNELS_ADAMW_ADAMW_H_
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/launch.h"
+
+namespace switchyard::kernels {
+
+// Written by FinishGradNorm, read by AdamW.
+struct StepControl {
+  float norm;     // of gradients / divisor, before clipping; not finite when any of them is not
+  float scale;    // gradients are multiplied by it: 1 / divisor, times clipping
+  int32_t apply;  // 0: skip the update
+};
+
+// The fp32 master as one word, apart and together again; exact both ways for finite values.
+SY_HOST_DEVICE inline void SplitMaster(float master, Bf16* weight, int16_t* remainder) {
+  const uint32_t bits = FloatBits(master);
+  weight->bits = static_cast<uint16_t>((bits + 0x8000u) >> 16);
+  *remainder = static_cast<int16_t>(bits & 0xffffu);
+}
+SY_HOST_DEVICE inline float JoinMaster(Bf16 weight, int16_t remainder) {
+  return BitsFloat((static_cast<uint32_t>(weight.bits) << 16) +
+                   static_cast<uint32_t>(static_cast<int32_t>(remainder)));
+}
+
+// Random bits of element `index`, equal on CPU and GPU: the low half rounds m, the high half v.
+SY_HOST_DEVICE inline uint32_t RoundingBits(uint64_t seed, uint64_t index) {
+  uint64_t x = index + seed * 0x9e3779b97f4a7c15ull;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return static_cast<uint32_t>(x >> 32);
+}
+// Rounds up with the probability that the cut bits say; `bits` in [0, 65535].
+SY_HOST_DEVICE inline Bf16 RoundStochastic(float value, uint32_t bits) {
+  return Bf16{static_cast<uint16_t>((FloatBits(value) + bits) >> 16)};
+}
+
+template <class Grad, class Moment>
+struct AdamWParams {
+  Bf16* weight;                // in out  [size]
+  int16_t* remainder;          // in out  [size]; null: no master, the weight alone is the state
+  Moment* m;                   // in out  [size]
+  Moment* v;                   // in out  [size]
+  const Grad* grad;            // in      [size]
+  const StepControl* control;  // in      one, on the device; null: scale 1, apply
+  int64_t size;
+  uint64_t seed;         // of the stochastic rounding; mix the step in
+  uint64_t first_index;  // index of element 0 in the whole parameter, so shards draw the same bits
+  float learning_rate, beta1, beta2, eps, weight_decay;
+  float correction1, correction2;  // 1 - beta^step
+};
+cudaError_t AdamW(const AdamWParams<float, float>& p, cudaStream_t stream);
+cudaError_t AdamW(const AdamWParams<float, Bf16>& p, cudaStream_t stream);
+cudaError_t AdamW(const AdamWParams<Bf16, float>& p, cudaStream_t stream);
+cudaError_t AdamW(const AdamWParams<Bf16, Bf16>& p, cudaStream_t stream);
+
+// Floats that one GradNorm call writes.
+constexpr int kNormPartials = 1056;
+
+// partial[i] = sum of squares of a fixed share of grad; one pass. A value that is not finite makes
+// its partial not finite.
+template <class Grad>
+struct GradNormParams {
+  const Grad* grad;  // in   [size]
+  float* partial;    // out  [kNormPartials]
+  int64_t size;
+};
+cudaError_t GradNorm(const GradNormParams<float>& p, cudaStream_t stream);
+cudaError_t GradNorm(const GradNormParams<Bf16>& p, cudaStream_t stream);
+
+// Adds all partials in order (of every range, and of other ranks' sums) in double and decides.
+struct FinishGradNormParams {
+  const float* partial;  // in   [num_partials]
+  StepControl* control;  // out  one
+  int64_t num_partials;
+  float divisor;   // gradients are divided by it (token count, accumulation); norm is after the
+                   // division
+  float max_norm;  // <= 0: no clipping
+};
+cudaError_t FinishGradNorm(const FinishGradNormParams& p, cudaStream_t stream);
+
+}  // namespace switchyard::kernels
+
+#endif  // SWITCHYARD_KERNELS_ADAMW_ADAMW_H_
