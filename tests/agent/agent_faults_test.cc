@@ -19,6 +19,20 @@ v1::AttemptRef Ref(int attempt) {
   return ref;
 }
 
+TEST(LeaseTest, KillingBeginsSomeSecondsBeforeTheEnd) {
+  EXPECT_EQ(KillBudget(absl::Seconds(120)), absl::Seconds(15));
+  EXPECT_EQ(KillBudget(absl::Seconds(4)), absl::Seconds(1));
+}
+
+TEST(RetryDelayTest, GrowsToFiveSeconds) {
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_GE(RetryDelay(0), absl::Milliseconds(100));
+    EXPECT_LE(RetryDelay(0), absl::Milliseconds(200));
+    EXPECT_GE(RetryDelay(1000), absl::Milliseconds(2500));
+    EXPECT_LE(RetryDelay(1000), absl::Seconds(5));
+  }
+}
+
 TEST_F(AgentTest, ReportsSurviveARestartOfTheCoordinator) {
   StartAgent();
   ASSERT_TRUE(coordinator_.Send(Assign({"ok", "ok"})));

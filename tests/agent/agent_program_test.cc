@@ -88,11 +88,12 @@ TEST_F(AgentProgramTest, HelpAndFaults) {
 
 TEST_F(AgentProgramTest, TakenMetricsPortIsAClearError) {
   std::string out, err;
-  const ExitStatus status = RunProgram({SY_AGENT_PROGRAM, "--state-dir=" + folder_ + "/other",
-                                        "--cpu-ranks=1", "--metrics-listen=256.0.0.1:1"},
-                                       out, err);
+  const ExitStatus status =
+      RunProgram({SY_AGENT_PROGRAM, "--state-dir=" + folder_ + "/other", "--cpu-ranks=1",
+                  "--metrics-listen=" + coordinator_.target()},
+                 out, err);
   EXPECT_EQ(status.code, 1);
-  EXPECT_THAT(err, HasSubstr("serve metrics on 256.0.0.1:1"));
+  EXPECT_THAT(err, HasSubstr("serve metrics on " + coordinator_.target()));
 }
 
 TEST_F(AgentProgramTest, ServesMetricsAndStopsGracefully) {

@@ -225,6 +225,16 @@ TEST_F(AgentTest, PrepErrorsBecomeFailures) {
   EXPECT_THAT(AwaitFinished(3).failure().message(), HasSubstr("no result"));
 }
 
+TEST_F(AgentTest, TakesLongReportsOfPrep) {
+  StartAgent();
+  ASSERT_TRUE(coordinator_.Send(Assign({"ok"}, "wordy")));
+  ASSERT_TRUE(WaitForReport(v1::Report::kPrepared));
+  const v1::Prepared prepared =
+      ReportsOf(coordinator_.record(), v1::Report::kPrepared)[0].prepared();
+  EXPECT_EQ(prepared.train_rows(), 120);
+  EXPECT_GT(prepared.data_report().size(), 200'000u);
+}
+
 TEST_F(AgentTest, MissingModelIsAConfigFault) {
   StartAgent();
   v1::SessionResponse order = Assign({"ok"});

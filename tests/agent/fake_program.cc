@@ -1,7 +1,9 @@
 // Stands in for switchyard-prep and switchyard-trainer in the agent's tests; a link with either
 // name points at it. What it does is written in the job: data.chat_template holds
 //   {"prep": "<mode>", "ranks": ["<mode of rank 0>", ...]}        missing: "ok"
-// prep:    ok | exit:<code> (with 25 lines on stderr) | hang | stubborn (ignores SIGTERM) | mute
+// prep:    ok | exit:<code> (with 25 lines on stderr) | hang | stubborn (ignores SIGTERM) | mute |
+// wordy
+//          (a report of 200 kB)
 // trainer: ok                    hello, 3 steps, a checkpoint by rank 0, done, exit 0
 //          exit:<code>           25 lines on stderr, then exit
 //          error:<REASON>        error frame at step 12, exit 1
@@ -75,6 +77,7 @@ int RunPrep(const std::string& config_path, const std::string& cache_dir) {
   result["folder"] = cache_dir + "/digest";
   result["cached"] = false;
   result["report"] = Json{{"train", Json{{"rows", 120}, {"tokens", 1000}}}};
+  if (mode == "wordy") result["report"]["histogram"] = std::string(200'000, 'x');
   std::printf("%s\n", DumpJson(result).c_str());
   return 0;
 }

@@ -215,7 +215,9 @@ std::optional<v1::Finished> Attempt::Prepare() {
   if (status.code != 0 || status.signal != 0) {
     return Failed(DescribePrepFailure(status, prep.LastErrorLines(), OomKillSeen(), config_.node));
   }
-  absl::StatusOr<PrepResult> result = ParsePrepOutput(prep.stdout_log().tail());
+  // The whole of it, unless the disk is full: a report can be longer than what the tail keeps.
+  absl::StatusOr<PrepResult> result =
+      ParsePrepOutput(ReadFile(prep.stdout_log().path()).value_or(prep.stdout_log().tail()));
   if (!result.ok()) return failed(v1::INTERNAL, result.status());
   prep_ = *std::move(result);
   return std::nullopt;
