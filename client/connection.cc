@@ -26,9 +26,10 @@ bool FindDetail(const absl::Status& status, T* detail) {
 }
 
 std::string WhatToDo(const absl::Status& status, const std::string& reason) {
-  if (reason == "REQUEST_ID_REUSED" || reason == "IDEMPOTENCY_KEY_REUSED") {
+  if (reason == "IDEMPOTENCY_KEY_REUSED") {
     return "this --request-id was used for another job; leave the flag out to get a new one";
   }
+  if (reason == "REQUEST_ID_INVALID") return "give a UUID of version 4, or leave the flag out";
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
       return "is switchyardd running? Give its address with --server or SWITCHYARD_SERVER";

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <limits>
 
 #include "absl/strings/ascii.h"
@@ -135,10 +136,8 @@ bool ReadPath(const std::string& text, Setting& s, std::string& path) {
     s.Refuse(absl::StrCat(text, ": nothing is downloaded; download it and give the path"));
     return false;
   }
-  path = absl::StartsWith(text, "/")
-             ? text
-             : absl::StrCat(s.draft.options.folder, "/",
-                            absl::StartsWith(text, "./") ? text.substr(2) : text);
+  path = absl::StartsWith(text, "/") ? text : absl::StrCat(s.draft.options.folder, "/", text);
+  path = std::filesystem::path(path).lexically_normal().string();
   if (text[0] != '/' && LooksLikeHubId(text) && !s.draft.options.exists(path)) {
     s.Refuse(
         absl::StrCat(text, ": there is no ", path,

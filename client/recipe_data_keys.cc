@@ -187,6 +187,7 @@ void LoaderKeys(std::vector<RecipeKey>& keys) {
        {"packed_sequence.packed_sequence_size", T::kInteger, kUsed,
         "tokens per packed row; 0: no packing [0]",
         [](Setting& s) {
+          if (s.integer == 1) s.Refuse("1 is outside 2 to 16777216; 0 is no packing");
           s.draft.packing_set = s.integer > 0;
           s.draft.spec.mutable_data()->set_pack_length(s.integer);
         },

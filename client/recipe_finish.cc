@@ -46,6 +46,11 @@ void FinishSchedule(RecipeDraft& draft) {
                   absl::StrCat("as many as ", batch.max_steps(), " steps need"));
   }
 
+  if (spec.data().validation().empty() && batch.val_every_steps() > 0) {
+    batch.set_val_every_steps(0);
+    draft.Ignore("step_scheduler.val_every_steps", "there is no validation_dataset");
+  }
+
   v1::CheckpointSpec& checkpoint = *spec.mutable_checkpoint();
   if (!draft.Given("checkpoint.save_optimizer")) checkpoint.set_save_optimizer(true);
   if (draft.checkpoints_off) {
@@ -76,6 +81,10 @@ void FinishModel(RecipeDraft& draft) {
   if (model.dtype().empty()) {
     model.set_dtype("bfloat16");
     draft.Default("model.torch_dtype", "bfloat16");
+  }
+  if (model.aux_loss() == v1::AUX_LOSS_OFF && model.aux_loss_coef() != 0) {
+    draft.Refuse("model.aux_loss_coef",
+                 absl::StrCat(model.aux_loss_coef(), ", but model.aux_loss is off"));
   }
   for (const auto& [tokenizer_key, path] : draft.tokenizers) {
     if (path != model.path()) {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
 #include "base/fd.h"
+#include "base/json.h"
 #include "base/status_matchers.h"
 #include "client/recipe_keys.h"
 #include "client/recipe_targets.h"
@@ -88,11 +89,11 @@ std::string Render(const Recipe& recipe) {
                           line.note.empty() ? "" : ": ", line.note);
   }
   google::protobuf::util::JsonPrintOptions print;
-  print.add_whitespace = true;
   print.preserve_proto_field_names = true;
   std::string json;
   EXPECT_TRUE(google::protobuf::util::MessageToJsonString(recipe.spec, &json, print).ok());
-  return absl::StrCat(out, "\n", json);
+  // Sorted keys: protobuf prints maps in any order.
+  return absl::StrCat(out, "\n", nlohmann::json::parse(json).dump(1), "\n");
 }
 
 // --- whole recipes ------------------------------------------------------------------------------
@@ -280,6 +281,17 @@ TEST(RecipeTest, ValidationSetsAreToldApartByName) {
   EXPECT_EQ(recipe.spec.data().validation(1).name(), "math");
 }
 
+TEST(RecipeTest, ValidationStepsWithoutDataAreIgnored) {
+  const Recipe without = Minimal({"step_scheduler.val_every_steps=5"});
+  EXPECT_EQ(without.spec.batch().val_every_steps(), 0);
+  EXPECT_EQ(LineOf(without, "step_scheduler.val_every_steps"),
+            "ignored: there is no validation_dataset");
+  EXPECT_EQ(Minimal({"step_scheduler.val_every_steps=5", "validation_dataset.paths=/v"})
+                .spec.batch()
+                .val_every_steps(),
+            5);
+}
+
 TEST(RecipeTest, DisabledCheckpointsLeaveTheFinalWeights) {
   const Recipe recipe = Minimal({"checkpoint.enabled=false", "step_scheduler.ckpt_every_steps=5"});
   EXPECT_EQ(recipe.spec.checkpoint().every_steps(), 0);
@@ -289,10 +301,11 @@ TEST(RecipeTest, DisabledCheckpointsLeaveTheFinalWeights) {
 }
 
 TEST(RecipeTest, RelativePathsStartAtTheRecipe) {
-  const Recipe recipe = Minimal({"dataset.path_or_dataset_id=[./x.jsonl, sub/y.parquet]",
-                                 "model.pretrained_model_name_or_path=local/model"});
+  const Recipe recipe =
+      Minimal({"dataset.path_or_dataset_id=[./x.jsonl, sub/y.parquet, ../z.jsonl]",
+               "model.pretrained_model_name_or_path=local/model"});
   EXPECT_THAT(recipe.spec.data().train().paths(),
-              ElementsAre("/recipes/x.jsonl", "/recipes/sub/y.parquet"));
+              ElementsAre("/recipes/x.jsonl", "/recipes/sub/y.parquet", "/z.jsonl"));
   EXPECT_EQ(recipe.spec.model().path(), "/recipes/local/model");
 }
 
@@ -439,6 +452,9 @@ INSTANTIATE_TEST_SUITE_P(
                     "/other is not the model folder /models/m"},
         RefusalCase{"packed_sequence.split_across_pack=true", "packed_sequence.split_across_pack",
                     "a document is never split"},
+        RefusalCase{"packed_sequence.packed_sequence_size=1",
+                    "packed_sequence.packed_sequence_size", "1 is outside 2 to 16777216"},
+        RefusalCase{"optimizer.eps=0", "optimizer.eps", "0 is outside 1e-30 to 1"},
         RefusalCase{"checkpoint.restore_from=LATEST", "checkpoint.restore_from",
                     "resumes from the latest by itself"},
         RefusalCase{"lr_scheduler.lr_decay_style=WSD", "lr_scheduler.wsd_decay_steps",

@@ -322,7 +322,7 @@ void OptimizerKeys(std::vector<RecipeKey>& keys) {
           s.draft.spec.mutable_optimizer()->set_beta2(s.numbers[1]);
         }},
        {"optimizer.eps", T::kNumber, kUsed, "[1e-8]",
-        [](Setting& s) { s.draft.spec.mutable_optimizer()->set_eps(s.number); }, 0, 1},
+        [](Setting& s) { s.draft.spec.mutable_optimizer()->set_eps(s.number); }, 1e-30, 1},
        {"optimizer.weight_decay", T::kNumber, kUsed, "[0.01 for AdamW and FlashAdamW, else 0]",
         [](Setting& s) { s.draft.spec.mutable_optimizer()->set_weight_decay(s.number); }, 0, 10},
        {"optimizer.adam_w_mode", T::kBool, kUsed,
