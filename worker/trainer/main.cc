@@ -1,9 +1,11 @@
 // switchyard-trainer: one rank of one attempt. Flags and wiring; no logic.
 #include <ATen/Parallel.h>
+#include <malloc.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -123,7 +125,17 @@ void ReadLink(FrameChannel& channel, Control& control, const StopToken& token) {
   }
 }
 
+// Without these a trainer on the CPU grows for hundreds of steps. glibc raises its mmap threshold
+// to the largest block ever freed and then keeps ragged tensors in a heap that fragments; oneDNN
+// keeps compiled code for 1024 shapes, and every number of rows an expert gets is another shape.
+void BoundHostMemory() {
+  mallopt(M_MMAP_THRESHOLD, 4 << 20);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);  // else every step faults its pages in again
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64", /*overwrite=*/0);
+}
+
 int RunTrainer(const Flags& flags) {
+  BoundHostMemory();
   static Control control;  // outlives the signal handler
   g_control = &control;
   struct sigaction action = {};
