@@ -4,8 +4,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "base/edit_distance.h"
 #include "base/status_macros.h"
-#include "client/edit_distance.h"
 
 namespace switchyard {
 namespace {

@@ -3,8 +3,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/edit_distance.h"
 #include "client/commands.h"
-#include "client/edit_distance.h"
 #include "client/follow.h"
 
 namespace switchyard {

@@ -11,8 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "base/edit_distance.h"
 #include "base/status_macros.h"
-#include "client/edit_distance.h"
 #include "client/recipe_keys.h"
 #include "client/recipe_targets.h"
 

@@ -2,7 +2,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "client/edit_distance.h"
+#include "base/edit_distance.h"
 
 namespace switchyard {
 namespace {

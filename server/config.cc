@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/edit_distance.h"
 
 namespace switchyard {
 namespace {
@@ -46,33 +47,12 @@ const std::vector<Flag>& Flags() {
   return *flags;
 }
 
-int EditDistance(absl::string_view a, absl::string_view b) {
-  std::vector<int> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int>(j);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    int diagonal = row[0];
-    row[0] = static_cast<int>(i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const int above = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
-
 std::string UnknownFlag(const std::string& name) {
-  const Flag* best = nullptr;
-  int distance = 4;  // farther is no help
-  for (const Flag& flag : Flags()) {
-    const int d = EditDistance(name, flag.name);
-    if (d < distance) {
-      distance = d;
-      best = &flag;
-    }
-  }
+  std::vector<std::string> names;
+  for (const Flag& flag : Flags()) names.push_back(flag.name);
+  const std::string nearest = Nearest(name, names);
   return absl::StrCat("unknown flag --", name,
-                      best == nullptr ? "" : absl::StrCat("; did you mean --", best->name, "?"));
+                      nearest.empty() ? "" : absl::StrCat("; did you mean --", nearest, "?"));
 }
 
 std::string SetFlag(const Flag& flag, const std::string& value, ServerConfig& config) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <numeric>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -10,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "base/edit_distance.h"
 
 namespace switchyard {
 namespace {
@@ -68,33 +68,13 @@ const std::vector<Flag>& Flags() {
   return *flags;
 }
 
-size_t EditDistance(absl::string_view a, absl::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
-
 absl::Status UnknownFlag(absl::string_view name) {
-  const Flag* nearest = nullptr;
-  size_t nearest_distance = std::max<size_t>(2, name.size() / 3) + 1;
-  for (const Flag& flag : Flags()) {
-    const size_t distance = EditDistance(name, flag.name);
-    if (distance >= nearest_distance) continue;
-    nearest = &flag;
-    nearest_distance = distance;
-  }
+  std::vector<std::string> names;
+  for (const Flag& flag : Flags()) names.push_back(flag.name);
+  const std::string nearest = Nearest(name, names);
   return absl::InvalidArgumentError(absl::StrCat(
       "unknown flag --", name,
-      nearest == nullptr ? "; see --help" : absl::StrCat("; did you mean --", nearest->name, "?")));
+      nearest.empty() ? "; see --help" : absl::StrCat("; did you mean --", nearest, "?")));
 }
 
 bool IsHostPort(absl::string_view text) {

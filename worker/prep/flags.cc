@@ -1,34 +1,13 @@
 #include "worker/prep/flags.h"
 
-#include <algorithm>
-#include <numeric>
-
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/edit_distance.h"
 #include "base/status_macros.h"
 
 namespace switchyard {
-namespace {
-
-// Levenshtein.
-size_t EditDistance(absl::string_view a, absl::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      diagonal = above;
-    }
-  }
-  return row.back();
-}
-
-}  // namespace
 
 void FlagSet::Text(const char* name, std::string* value, const char* help, bool required) {
   flags_.push_back({name, Arity::kOne, required, *value, help, [value](const std::string& text) {
@@ -76,17 +55,10 @@ FlagSet::Flag* FlagSet::Find(absl::string_view name) {
 }
 
 std::string FlagSet::Nearest(absl::string_view name) const {
-  const Flag* nearest = nullptr;
-  size_t least = 1 + name.size() / 2;
-  for (const Flag& flag : flags_) {
-    const size_t distance = EditDistance(name, flag.name);
-    if (distance < least) {
-      least = distance;
-      nearest = &flag;
-    }
-  }
-  return nearest == nullptr ? "; see --help"
-                            : absl::StrCat("; did you mean --", nearest->name, "?");
+  std::vector<std::string> names;
+  for (const Flag& flag : flags_) names.push_back(flag.name);
+  const std::string nearest = switchyard::Nearest(name, names);
+  return nearest.empty() ? "; see --help" : absl::StrCat("; did you mean --", nearest, "?");
 }
 
 absl::Status FlagSet::Parse(const std::vector<std::string>& arguments) {

@@ -1,6 +1,6 @@
 // The nearest known word, for "did you mean".
-#ifndef SWITCHYARD_CLIENT_EDIT_DISTANCE_H_
-#define SWITCHYARD_CLIENT_EDIT_DISTANCE_H_
+#ifndef SWITCHYARD_BASE_EDIT_DISTANCE_H_
+#define SWITCHYARD_BASE_EDIT_DISTANCE_H_
 
 #include <string>
 #include <vector>
@@ -18,4 +18,4 @@ std::string Nearest(absl::string_view word, const std::vector<std::string>& know
 
 }  // namespace switchyard
 
-#endif  // SWITCHYARD_CLIENT_EDIT_DISTANCE_H_
+#endif  // SWITCHYARD_BASE_EDIT_DISTANCE_H_
