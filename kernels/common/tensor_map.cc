@@ -19,10 +19,9 @@ EncodeFunction FindEncode() {
   return reinterpret_cast<EncodeFunction>(function);
 }
 
-}  // namespace
-
-cudaError_t EncodeTensorMap(CUtensorMap* map, const Bf16* base, std::initializer_list<int64_t> dims,
-                            std::initializer_list<int> box) {
+cudaError_t Encode(CUtensorMap* map, CUtensorMapDataType type, size_t element_bytes,
+                   const void* base, std::initializer_list<int64_t> dims,
+                   std::initializer_list<int> box) {
   static const EncodeFunction encode = FindEncode();
   if (encode == nullptr) return cudaErrorNotSupported;
   const int rank = static_cast<int>(dims.size());
@@ -31,7 +30,7 @@ cudaError_t EncodeTensorMap(CUtensorMap* map, const Bf16* base, std::initializer
   cuuint64_t strides[5];
   cuuint32_t boxes[5];
   cuuint32_t steps[5];
-  cuuint64_t stride_bytes = sizeof(Bf16);
+  cuuint64_t stride_bytes = element_bytes;
   for (int i = 0; i < rank; ++i) {
     sizes[i] = static_cast<cuuint64_t>(std::max<int64_t>(dims.begin()[i], 1));
     strides[i] = stride_bytes *= sizes[i];
@@ -39,10 +38,22 @@ cudaError_t EncodeTensorMap(CUtensorMap* map, const Bf16* base, std::initializer
     steps[i] = 1;
   }
   const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<Bf16*>(base), sizes, strides,
-             boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(map, type, rank, const_cast<void*>(base), sizes, strides, boxes, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t EncodeTensorMap(CUtensorMap* map, const Bf16* base, std::initializer_list<int64_t> dims,
+                            std::initializer_list<int> box) {
+  return Encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, sizeof(Bf16), base, dims, box);
+}
+
+cudaError_t EncodeTensorMap(CUtensorMap* map, const float* base,
+                            std::initializer_list<int64_t> dims, std::initializer_list<int> box) {
+  return Encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, sizeof(float), base, dims, box);
 }
 
 }  // namespace switchyard::kernels

@@ -7,8 +7,12 @@
 #ifndef SWITCHYARD_KERNELS_GROUPED_GEMM_EPILOGUE_CUH_
 #define SWITCHYARD_KERNELS_GROUPED_GEMM_EPILOGUE_CUH_
 
+#include <cuda.h>
+#include <cutlass/arch/barrier.h>
+
 #include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/copy_sm90.hpp>
+#include <cute/arch/copy_sm90_tma.hpp>
 
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/vec.cuh"
@@ -68,8 +72,6 @@ __device__ __forceinline__ void StageChunk(Bf16* buffer, const float (&v)[kChunk
 }
 
 // Shared block -> out[row0 + r, column + c], leading dim `ld`, for rows and columns that exist.
-// kAdd adds what is there.
-template <bool kAdd = false>
 __device__ __forceinline__ void WriteChunk(Bf16* buffer, Bf16* out, int64_t ld,
                                            const WarpRows& rows, int column, int end_column) {
   const int lane = threadIdx.x % 32;
@@ -78,17 +80,62 @@ __device__ __forceinline__ void WriteChunk(Bf16* buffer, Bf16* out, int64_t ld,
   for (int i = 0; i < 4; ++i) {
     const int row = 4 * i + lane / 8;
     if (row >= rows.rows || column + 8 * block >= end_column) continue;
-    uint4 words = LoadWords(Swizzled(buffer, row, block));
-    Bf16* target = out + (rows.row0 + row) * ld + column + 8 * block;
-    if constexpr (kAdd) {
-      float sum[8], old[8];
-      Unpack8(words, sum);
-      Load8(target, old);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) sum[c] += old[c];
-      words = Pack8(sum);
+    StoreWords(out + (rows.row0 + row) * ld + column + 8 * block,
+               LoadWords(Swizzled(buffer, row, block)));
+  }
+}
+
+// A warp's two 2 KB blocks of shared memory, sent off in turn by bulk copies (TMA) that run while
+// the warp goes on. Kept across tiles.
+class BulkWriter {
+ public:
+  __device__ explicit BulkWriter(Bf16* staging) : staging_(staging) {}
+
+  // The next block, once its last copy has read it.
+  __device__ __forceinline__ Bf16* Next() {
+    if (threadIdx.x % 32 == 0) cute::tma_store_wait<1>();
+    __syncwarp();
+    turn_ ^= 1;
+    return staging_ + turn_ * kChunkElements;
+  }
+  // Sends the block that Next gave: a box of 128 bytes by 16 rows to (x, y, z) of the map's tensor,
+  // clipped to it. kAdd: adds at L2; every element gets one addition, so the result is
+  // deterministic.
+  template <bool kAdd = false>
+  __device__ __forceinline__ void Send(const CUtensorMap* map, int x, int y, int z) {
+    cutlass::arch::fence_view_async_shared();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      const Bf16* block = staging_ + turn_ * kChunkElements;
+      if constexpr (kAdd) {
+        cute::SM90_TMA_REDUCE_ADD_3D::copy(map, block, x, y, z);
+      } else {
+        cute::SM90_TMA_STORE_3D::copy(map, block, x, y, z);
+      }
+      cute::tma_store_arrive();
     }
-    StoreWords(target, words);
+  }
+  // Before the block ends: its shared memory must outlive the copies.
+  __device__ __forceinline__ void Finish() {
+    if (threadIdx.x % 32 == 0) cute::tma_store_wait<0>();
+    __syncwarp();
+  }
+
+ private:
+  Bf16* staging_;
+  int turn_ = 0;
+};
+
+// Sends a staged block of token rows: by bulk copy where all 16 rows exist, else row by row, since
+// the rows behind belong to the next expert. The map's dims: columns, halves, rows.
+__device__ __forceinline__ void SendRows(BulkWriter& writer, const CUtensorMap* map, Bf16* block,
+                                         Bf16* out, int64_t ld, const WarpRows& rows, int column,
+                                         int end_column, int half) {
+  if (rows.rows >= 16) {
+    writer.Send(map, column, half, static_cast<int>(rows.row0));
+  } else {
+    __syncwarp();
+    WriteChunk(block, out, ld, rows, column, end_column);
   }
 }
 
@@ -127,63 +174,62 @@ __device__ __forceinline__ void TakeChunk(const Accumulators& acc, int first,
   for (int i = 0; i < kChunkValues; ++i) v[i] = acc(first + i);
 }
 
-// Plain bf16 store; kAdd adds into `out`.
-template <bool kAdd, class Accumulators>
-__device__ __forceinline__ void StoreTile(const Accumulators& acc, Bf16* buffer, Bf16* out,
-                                          int64_t ld, const WarpRows& rows, int column,
-                                          int end_column) {
+template <class Accumulators>
+__device__ __forceinline__ void StoreTile(const Accumulators& acc, BulkWriter& writer,
+                                          const CUtensorMap* map, Bf16* out, int64_t ld,
+                                          const WarpRows& rows, int column, int end_column) {
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
-    Bf16* half = buffer + (c & 1) * kChunkElements;
     float v[kChunkValues];
     TakeChunk(acc, c * kChunkValues, v);
-    StageChunk(half, v);
-    __syncwarp();
-    WriteChunk<kAdd>(half, out, ld, rows, column + c * kChunk, end_column);
+    Bf16* block = writer.Next();
+    StageChunk(block, v);
+    SendRows(writer, map, block, out, ld, rows, column + c * kChunk, end_column, 0);
   }
-  __syncwarp();
 }
 
-// fp32 straight from the registers: four lanes fill one 32-byte sector.
-template <class Accumulators>
-__device__ __forceinline__ void StoreTile(const Accumulators& acc, float* out, int64_t ld,
-                                          const WarpRows& rows, int column, int end_column,
-                                          bool add) {
+// A tile of one slab (dims of the map: columns, rows, slabs), where the map's bounds do all
+// clipping.
+template <bool kAdd, class Accumulators>
+__device__ __forceinline__ void StoreSlabBf16(const Accumulators& acc, BulkWriter& writer,
+                                              const CUtensorMap* map, int column, int row,
+                                              int slab) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    float v[kChunkValues];
+    TakeChunk(acc, c * kChunkValues, v);
+    StageChunk(writer.Next(), v);
+    writer.Send<kAdd>(map, column + c * kChunk, row, slab);
+  }
+}
+
+// fp32 boxes of 32 columns. Rows swizzle as TMA wants; odd rows go through the four column blocks
+// in another order than even rows, which keeps a half-warp's 8-byte stores on different banks.
+template <bool kAdd, class Accumulators>
+__device__ __forceinline__ void StoreSlabFloat(const Accumulators& acc, BulkWriter& writer,
+                                               const CUtensorMap* map, int column, int row,
+                                               int slab) {
   const int lane = threadIdx.x % 32;
-  column += 2 * (lane % 4);
+  const int r = lane / 4;
+  const bool odd = r & 1;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = lane / 4 + 8 * h;
-    if (row >= rows.rows) continue;
-    float* line = out + (rows.row0 + row) * ld + column;
+  for (int box = 0; box < 8; ++box) {
+    auto* block = reinterpret_cast<float*>(writer.Next());
 #pragma unroll
-    for (int batch = 0; batch < 4; ++batch) {
-      float2 v[8];
+    for (int step = 0; step < 4; ++step) {
+      const int j = odd ? step ^ 2 : step;
+      const int piece = (2 * j + lane % 4 / 2) ^ r;
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const int block = 8 * batch + j;
-        v[j] = make_float2(acc(4 * block + 2 * h), acc(4 * block + 2 * h + 1));
-      }
-      if (add) {
-        float2 old[8];
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const int at = 8 * (8 * batch + j);
-          old[j] = column + at < end_column ? __ldcs(reinterpret_cast<const float2*>(line + at))
-                                            : make_float2(0.f, 0.f);
-        }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          v[j].x += old[j].x;
-          v[j].y += old[j].y;
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const int at = 8 * (8 * batch + j);
-        if (column + at < end_column) __stcs(reinterpret_cast<float2*>(line + at), v[j]);
+      for (int half = 0; half < 2; ++half) {
+        const int even_at = 4 * (4 * box + step) + 2 * half;
+        const int odd_at = 4 * (4 * box + (step ^ 2)) + 2 * half;
+        const float x = odd ? acc(odd_at) : acc(even_at);
+        const float y = odd ? acc(odd_at + 1) : acc(even_at + 1);
+        *reinterpret_cast<float2*>(block + (r + 8 * half) * 32 + piece * 4 + lane % 2 * 2) =
+            make_float2(x, y);
       }
     }
+    writer.Send<kAdd>(map, column + 32 * box, row, slab);
   }
 }
 
@@ -199,14 +245,16 @@ __device__ __forceinline__ float RowWeight(const float* weights, const WarpRows&
   return weights != nullptr ? weights[rows.row0 + row] : 1.f;
 }
 
-// Columns 0-127 of the tile are gate rows, 128-255 the up rows of the same ffn columns.
+// Columns 0-127 of the tile are gate rows, 128-255 the up rows of the same ffn columns. Dims of
+// map_z: ffn, 2, rows; of map_h: ffn, 1, rows.
 template <class Accumulators>
-__device__ __forceinline__ void SwiGluTile(const Accumulators& acc, Bf16* buffer,
+__device__ __forceinline__ void SwiGluTile(const Accumulators& acc, BulkWriter& writer,
+                                           const CUtensorMap* map_z, const CUtensorMap* map_h,
                                            const SwiGluOut& out, const WarpRows& rows, int column) {
   const int lane = threadIdx.x % 32;
   const float weight[2] = {RowWeight(out.row_weight, rows, lane / 4),
                            RowWeight(out.row_weight, rows, lane / 4 + 8)};
-  Bf16* second = buffer + kChunkElements;
+  const int64_t ld = 2 * int64_t{out.ffn};
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     const int at = column + c * kChunk;
@@ -214,12 +262,12 @@ __device__ __forceinline__ void SwiGluTile(const Accumulators& acc, Bf16* buffer
     TakeChunk(acc, c * kChunkValues, gate);
     TakeChunk(acc, 64 + c * kChunkValues, up);
     if (out.z != nullptr) {
-      StageChunk(buffer, gate);
-      StageChunk(second, up);
-      __syncwarp();
-      WriteChunk(buffer, out.z, 2 * int64_t{out.ffn}, rows, at, out.ffn);
-      WriteChunk(second, out.z + out.ffn, 2 * int64_t{out.ffn}, rows, at, out.ffn);
-      __syncwarp();
+      Bf16* block = writer.Next();
+      StageChunk(block, gate);
+      SendRows(writer, map_z, block, out.z, ld, rows, at, out.ffn, 0);
+      block = writer.Next();
+      StageChunk(block, up);
+      SendRows(writer, map_z, block, out.z + out.ffn, ld, rows, at, out.ffn, 1);
     }
     float h[kChunkValues];
 #pragma unroll
@@ -229,10 +277,9 @@ __device__ __forceinline__ void SwiGluTile(const Accumulators& acc, Bf16* buffer
       const float u = __bfloat162float(__float2bfloat16_rn(up[i]));
       h[i] = weight[(i >> 1) & 1] * g * FastSigmoid(g) * u;
     }
-    StageChunk(buffer, h);
-    __syncwarp();
-    WriteChunk(buffer, out.h, out.ffn, rows, at, out.ffn);
-    __syncwarp();
+    Bf16* block = writer.Next();
+    StageChunk(block, h);
+    SendRows(writer, map_h, block, out.h, out.ffn, rows, at, out.ffn, 0);
   }
 }
 

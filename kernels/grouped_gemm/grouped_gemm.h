@@ -76,6 +76,20 @@ struct GroupedLinearGradParams {
 };
 cudaError_t GroupedLinearGrad(const GroupedLinearGradParams& p, cudaStream_t stream);
 
+// partial[s, r, :] = a[r, part s of k] b[part s of k, :], fp32: a plain product with so long a
+// reduction and so few rows that tiles of whole reductions would leave the card idle (the loss
+// head's dh). The caller adds the splits in order. cudaErrorInvalidValue when k has too few blocks
+// of 64 for `splits`.
+struct LinearGradSplitParams {
+  const Bf16* a;   // in   [rows, k]
+  const Bf16* b;   // in   [k, n]
+  float* partial;  // out  [splits, rows, n]
+  int64_t rows;
+  int k, n, splits;
+  int num_sms;
+};
+cudaError_t LinearGradSplit(const LinearGradSplitParams& p, cudaStream_t stream);
+
 // From dy, the gradient of a row's output: dh = dy w2, and with y1 from z
 //   dp = sum over ffn of dh * y1,   d_y1 = p * dh,
 //   dz_gate = d_y1 * up * silu'(gate),   dz_up = d_y1 * silu(gate),   h = p * y1.

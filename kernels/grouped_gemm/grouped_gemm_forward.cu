@@ -18,15 +18,23 @@ cudaError_t GroupedUpProjection(const GroupedUpProjectionParams& p, cudaStream_t
   error =
       EncodeTensorMap(&map_b, p.w1, {p.hidden, p.ffn, 2, p.experts}, {kTileK, kTileN / 2, 1, 1});
   if (error != cudaSuccess) return error;
+  OutputMaps maps{};
+  if (p.z != nullptr) {
+    error = EncodeTensorMap(&maps.first, p.z, {p.ffn, 2, p.max_rows}, {kChunk, 1, 16});
+    if (error != cudaSuccess) return error;
+  }
+  error = EncodeTensorMap(&maps.second, p.h, {p.ffn, 1, p.max_rows}, {kChunk, 1, 16});
+  if (error != cudaSuccess) return error;
   KernelParams kernel{};
   kernel.offsets = p.offsets;
   kernel.max_rows = p.max_rows;
   kernel.experts = p.experts;
   kernel.k = p.hidden;
+  kernel.k_per_split = p.hidden;
   kernel.n = p.ffn;
   kernel.columns = static_cast<int>(CeilDiv(p.ffn, kTileN / 2));
   kernel.swiglu = {p.z, p.h, p.row_weight, p.ffn};
-  return Launch<Product::kSwiGlu, Bf16>(map_a, map_b, kernel, p.num_sms, stream);
+  return Launch<Product::kSwiGlu, Bf16>(map_a, map_b, maps, kernel, p.num_sms, stream);
 }
 
 cudaError_t GroupedLinear(const GroupedLinearParams& p, cudaStream_t stream) {
@@ -40,15 +48,19 @@ cudaError_t GroupedLinear(const GroupedLinearParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = EncodeTensorMap(&map_b, p.b, {p.k, p.n, p.experts}, {kTileK, kTileN / 2, 1});
   if (error != cudaSuccess) return error;
+  OutputMaps maps{};
+  error = EncodeTensorMap(&maps.first, p.out, {p.n, 1, p.max_rows}, {kChunk, 1, 16});
+  if (error != cudaSuccess) return error;
   KernelParams kernel{};
   kernel.offsets = p.offsets;
   kernel.max_rows = p.max_rows;
   kernel.experts = p.experts;
   kernel.k = p.k;
+  kernel.k_per_split = p.k;
   kernel.n = p.n;
   kernel.columns = static_cast<int>(CeilDiv(p.n, kTileN));
   kernel.out = p.out;
-  return Launch<Product::kLinear, Bf16>(map_a, map_b, kernel, p.num_sms, stream);
+  return Launch<Product::kLinear, Bf16>(map_a, map_b, maps, kernel, p.num_sms, stream);
 }
 
 }  // namespace switchyard::kernels

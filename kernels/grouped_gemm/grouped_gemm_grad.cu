@@ -16,15 +16,43 @@ cudaError_t GroupedLinearGrad(const GroupedLinearGradParams& p, cudaStream_t str
   if (error != cudaSuccess) return error;
   error = EncodeTensorMap(&map_b, p.b, {p.n, p.k, p.experts}, {64, kTileK, 1});
   if (error != cudaSuccess) return error;
+  OutputMaps maps{};
+  error = EncodeTensorMap(&maps.first, p.out, {p.n, 1, p.max_rows}, {kChunk, 1, 16});
+  if (error != cudaSuccess) return error;
   KernelParams kernel{};
   kernel.offsets = p.offsets;
   kernel.max_rows = p.max_rows;
   kernel.experts = p.experts;
   kernel.k = p.k;
+  kernel.k_per_split = p.k;
   kernel.n = p.n;
   kernel.columns = static_cast<int>(CeilDiv(p.n, kTileN));
   kernel.out = p.out;
-  return Launch<Product::kLinearGrad, Bf16>(map_a, map_b, kernel, p.num_sms, stream);
+  return Launch<Product::kLinearGrad, Bf16>(map_a, map_b, maps, kernel, p.num_sms, stream);
+}
+
+cudaError_t LinearGradSplit(const LinearGradSplitParams& p, cudaStream_t stream) {
+  if (!DimsAreSupported(1, p.rows, {p.k, p.n}) || p.splits < 1) return cudaErrorInvalidValue;
+  const int k_per_split = static_cast<int>(CeilDiv(CeilDiv(p.k, p.splits), kTileK)) * kTileK;
+  // Every split must have something to sum, or its part of `partial` would stay unwritten.
+  if (CeilDiv(p.k, k_per_split) != p.splits) return cudaErrorInvalidValue;
+  if (p.rows == 0) return cudaSuccess;
+  CUtensorMap map_a, map_b;
+  cudaError_t error = EncodeTensorMap(&map_a, p.a, {p.k, p.rows}, {kTileK, kTileM});
+  if (error != cudaSuccess) return error;
+  error = EncodeTensorMap(&map_b, p.b, {p.n, p.k, 1}, {64, kTileK, 1});
+  if (error != cudaSuccess) return error;
+  OutputMaps maps{};
+  error = EncodeTensorMap(&maps.first, p.partial, {p.n, p.rows, p.splits}, {32, 16, 1});
+  if (error != cudaSuccess) return error;
+  KernelParams kernel{};
+  kernel.max_rows = p.rows;
+  kernel.experts = 1;
+  kernel.k = p.k;
+  kernel.k_per_split = k_per_split;
+  kernel.n = p.n;
+  kernel.columns = static_cast<int>(CeilDiv(p.n, kTileN));
+  return Launch<Product::kLinearGrad, float>(map_a, map_b, maps, kernel, p.num_sms, stream);
 }
 
 cudaError_t GroupedDownGrad(const GroupedDownGradParams& p, cudaStream_t stream) {
@@ -44,10 +72,11 @@ cudaError_t GroupedDownGrad(const GroupedDownGradParams& p, cudaStream_t stream)
   kernel.max_rows = p.max_rows;
   kernel.experts = p.experts;
   kernel.k = p.hidden;
+  kernel.k_per_split = p.hidden;
   kernel.n = p.ffn;
   kernel.columns = static_cast<int>(CeilDiv(p.ffn, kTileN));
   kernel.swiglu_grad = {p.z, p.dz, p.h, p.dp_partial, p.row_weight, p.ffn};
-  return Launch<Product::kDownGrad, Bf16>(map_a, map_b, kernel, p.num_sms, stream);
+  return Launch<Product::kDownGrad, Bf16>(map_a, map_b, OutputMaps{}, kernel, p.num_sms, stream);
 }
 
 }  // namespace switchyard::kernels

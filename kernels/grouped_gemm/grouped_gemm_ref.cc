@@ -1,5 +1,6 @@
 #include "kernels/grouped_gemm/grouped_gemm_ref.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -37,7 +38,8 @@ void WeightGrad(const GroupedWeightGradParams<Out>& p) {
     }
     Out* out = p.out + int64_t{e} * p.m * p.n;
     for (size_t i = 0; i < sum.size(); ++i) {
-      out[i] = FromFloat<Out>(p.accumulate ? ToFloat(out[i]) + sum[i] : sum[i]);
+      const Out product = FromFloat<Out>(sum[i]);
+      out[i] = p.accumulate ? FromFloat<Out>(ToFloat(out[i]) + ToFloat(product)) : product;
     }
   });
 }
@@ -83,6 +85,20 @@ void GroupedLinearGradRef(const GroupedLinearGradParams& p) {
       }
     }
   });
+}
+
+void LinearGradSplitRef(const LinearGradSplitParams& p) {
+  const int64_t part = CeilDiv(CeilDiv(p.k, p.splits), 64) * 64;
+  for (int64_t s = 0; s < p.splits; ++s) {
+    const int64_t begin = s * part;
+    const int64_t size = std::min<int64_t>(p.k - begin, part);
+    for (int64_t row = 0; row < p.rows; ++row) {
+      for (int64_t j = 0; j < p.n; ++j) {
+        p.partial[(s * p.rows + row) * p.n + j] =
+            Dot(p.a + row * p.k + begin, 1, p.b + begin * p.n + j, p.n, size);
+      }
+    }
+  }
 }
 
 void GroupedDownGradRef(const GroupedDownGradParams& p) {

@@ -9,6 +9,7 @@ namespace switchyard::kernels {
 void GroupedUpProjectionRef(const GroupedUpProjectionParams& p);
 void GroupedLinearRef(const GroupedLinearParams& p);
 void GroupedLinearGradRef(const GroupedLinearGradParams& p);
+void LinearGradSplitRef(const LinearGradSplitParams& p);
 // dp_partial gets the columns' sums per tile, as the kernel does.
 void GroupedDownGradRef(const GroupedDownGradParams& p);
 void GroupedWeightGradRef(const GroupedWeightGradParams<float>& p);

@@ -105,6 +105,23 @@ TEST_F(GroupedGemmTest, PlainProductNeedsNoOffsets) {
   EXPECT_EQ(BitDifference(out.Download(), want), "");
 }
 
+TEST_F(GroupedGemmTest, SplitReductionsMatchTheLoopsBitForBit) {
+  Random random(4);
+  const int64_t rows = 301;
+  const int k = 840, n = 264;
+  const std::vector<Bf16> a = IntegerBf16(rows * k, 3, random), b = IntegerBf16(n * k, 3, random);
+  DeviceArray<Bf16> device_a(a), device_b(b);
+  for (const int splits : {1, 2, 5}) {
+    std::vector<float> want(splits * rows * n);
+    LinearGradSplitRef({a.data(), b.data(), want.data(), rows, k, n, splits, 0});
+    DeviceArray<float> partial(want.size());
+    ASSERT_EQ(LinearGradSplit(
+                  {device_a.get(), device_b.get(), partial.get(), rows, k, n, splits, 0}, nullptr),
+              cudaSuccess);
+    EXPECT_EQ(BitDifference(partial.Download(), want), "") << splits;
+  }
+}
+
 template <class Out>
 void CheckWeightGrad(const Groups& groups, const std::vector<int32_t>& offsets, int m, int n,
                      bool accumulate) {

@@ -22,6 +22,10 @@ cudaError_t WeightGrad(const GroupedWeightGradParams<Out>& p, cudaStream_t strea
   if (error != cudaSuccess) return error;
   error = EncodeTensorMap(&map_b, p.b, {p.n, p.max_rows, 1}, {64, kTileK, 1});
   if (error != cudaSuccess) return error;
+  OutputMaps maps{};
+  const int box = static_cast<int>(128 / sizeof(Out));
+  error = EncodeTensorMap(&maps.first, p.out, {p.n, p.m, p.experts}, {box, 16, 1});
+  if (error != cudaSuccess) return error;
   KernelParams kernel{};
   kernel.offsets = p.offsets;
   kernel.max_rows = p.max_rows;
@@ -30,8 +34,7 @@ cudaError_t WeightGrad(const GroupedWeightGradParams<Out>& p, cudaStream_t strea
   kernel.n = p.n;
   kernel.columns = static_cast<int>(CeilDiv(p.n, kTileN));
   kernel.accumulate = p.accumulate;
-  kernel.out = p.out;
-  return Launch<Product::kWeightGrad, Out>(map_a, map_b, kernel, p.num_sms, stream);
+  return Launch<Product::kWeightGrad, Out>(map_a, map_b, maps, kernel, p.num_sms, stream);
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ constexpr int kThreads = 128 + 32 * kConsumerWarps;
 
 struct SharedStorage {
   alignas(1024) uint8_t stages[kStages * kStageBytes];
-  alignas(16) Bf16 staging[kConsumerWarps][2 * kChunkElements];
+  alignas(1024) Bf16 staging[kConsumerWarps][2 * kChunkElements];
   alignas(8) uint64_t full[kStages];
   alignas(8) uint64_t empty[kStages];
   int tile_start[kMaxExperts + 1];
@@ -56,14 +56,21 @@ struct KernelParams {
   const int32_t* offsets;
   int64_t max_rows;
   int experts;
-  int k;        // reduction length; not used by kWeightGrad
-  int m;        // rows of one expert's gradient; kWeightGrad only
-  int n;        // output columns; kSwiGlu, kDownGrad: ffn
-  int columns;  // column tiles
+  int k;            // reduction length; not used by kWeightGrad
+  int k_per_split;  // the part that one tile sums, a multiple of kTileK; k: all of it
+  int m;            // rows of one expert's gradient; kWeightGrad only
+  int n;            // output columns; kSwiGlu, kDownGrad: ffn
+  int columns;      // column tiles
   bool accumulate;
   void* out;
   SwiGluOut swiglu;
   SwiGluGradOut swiglu_grad;
+};
+
+// Where finished tiles go by bulk copy, in boxes of 128 bytes by 16 rows; unused ones stay zero.
+struct OutputMaps {
+  CUtensorMap first;   // kSwiGlu: z
+  CUtensorMap second;  // kSwiGlu: h
 };
 
 using Barrier = cutlass::arch::ClusterBarrier;
@@ -213,33 +220,40 @@ __device__ __forceinline__ void ZeroTail(uint8_t* half_a, uint8_t* b, int valid,
 }
 
 template <Product kProduct, class Out, class Accumulators>
-__device__ __forceinline__ void Finish(const KernelParams& p, const Accumulators& acc,
-                                       Bf16* staging, const Tile& tile, int warp_row) {
+__device__ __forceinline__ void Finish(const OutputMaps& maps, const KernelParams& p,
+                                       const Accumulators& acc, BulkWriter& writer, Bf16* staging,
+                                       const Tile& tile, int warp_row) {
   const WarpRows rows{int64_t{tile.row0} + warp_row, tile.rows - warp_row};
+  if (rows.rows <= 0) return;
+  const int column = tile.column * kTileN;
   if constexpr (kProduct == Product::kSwiGlu) {
-    SwiGluTile(acc, staging, p.swiglu, rows, tile.column * (kTileN / 2));
+    SwiGluTile(acc, writer, &maps.first, &maps.second, p.swiglu, rows, tile.column * (kTileN / 2));
   } else if constexpr (kProduct == Product::kDownGrad) {
     SwiGluGradOut out = p.swiglu_grad;
     if (out.dp_partial != nullptr) out.dp_partial += tile.column * p.max_rows;
-    SwiGluGradTile(acc, staging, out, rows, tile.column * kTileN);
-  } else if constexpr (kProduct == Product::kWeightGrad) {
-    Out* out = static_cast<Out*>(p.out) + int64_t{tile.expert} * p.m * p.n;
-    const int column = tile.column * kTileN;
-    if constexpr (std::is_same_v<Out, float>) {
-      StoreTile(acc, out, p.n, rows, column, p.n, p.accumulate);
-    } else if (p.accumulate) {
-      StoreTile<true>(acc, staging, out, p.n, rows, column, p.n);
+    SwiGluGradTile(acc, staging, out, rows, column);
+  } else if constexpr (std::is_same_v<Out, float>) {
+    // Weight gradients by expert; the splits of a plain product.
+    const int slab = kProduct == Product::kWeightGrad ? tile.expert : tile.split;
+    if (p.accumulate) {
+      StoreSlabFloat<true>(acc, writer, &maps.first, column, tile.row0 + warp_row, slab);
     } else {
-      StoreTile<false>(acc, staging, out, p.n, rows, column, p.n);
+      StoreSlabFloat<false>(acc, writer, &maps.first, column, tile.row0 + warp_row, slab);
+    }
+  } else if constexpr (kProduct == Product::kWeightGrad) {
+    if (p.accumulate) {
+      StoreSlabBf16<true>(acc, writer, &maps.first, column, tile.row0 + warp_row, tile.expert);
+    } else {
+      StoreSlabBf16<false>(acc, writer, &maps.first, column, tile.row0 + warp_row, tile.expert);
     }
   } else {
-    StoreTile<false>(acc, staging, static_cast<Bf16*>(p.out), p.n, rows, tile.column * kTileN, p.n);
+    StoreTile(acc, writer, &maps.first, static_cast<Bf16*>(p.out), p.n, rows, column, p.n);
   }
 }
 
 template <Product kProduct, class Out, class Schedule>
-__device__ __forceinline__ void Consume(const KernelParams& p, SharedStorage& shared,
-                                        Schedule schedule) {
+__device__ __forceinline__ void Consume(const OutputMaps& maps, const KernelParams& p,
+                                        SharedStorage& shared, Schedule schedule) {
   using Ops = Operands<kProduct>;
   using Element = typename Ops::Element;
   const int warpgroup = threadIdx.x / 128 - 1;
@@ -269,6 +283,7 @@ __device__ __forceinline__ void Consume(const KernelParams& p, SharedStorage& sh
     cute::warpgroup_commit_batch();
   };
 
+  BulkWriter writer(shared.staging[warp]);
   RingPosition ring;
   Tile tile;
   while (schedule.Next(&tile)) {
@@ -299,14 +314,17 @@ __device__ __forceinline__ void Consume(const KernelParams& p, SharedStorage& sh
     cute::warpgroup_wait<0>();
     cute::warpgroup_fence_operand(acc);
     if (previous >= 0) ReleaseStage(shared, previous);
-    Finish<kProduct, Out>(p, acc, shared.staging[warp], tile, 64 * warpgroup + 16 * (warp % 4));
+    Finish<kProduct, Out>(maps, p, acc, writer, shared.staging[warp], tile,
+                          64 * warpgroup + 16 * (warp % 4));
   }
+  writer.Finish();
 }
 
 template <Product kProduct, class Out>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     GroupedKernel(const __grid_constant__ CUtensorMap map_a,
-                  const __grid_constant__ CUtensorMap map_b, const KernelParams p) {
+                  const __grid_constant__ CUtensorMap map_b,
+                  const __grid_constant__ OutputMaps maps, const __grid_constant__ KernelParams p) {
   extern __shared__ __align__(1024) uint8_t dynamic_shared[];
   SharedStorage& shared = *reinterpret_cast<SharedStorage*>(dynamic_shared);
   using Schedule = typename Operands<kProduct>::Schedule;
@@ -331,7 +349,8 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     if constexpr (kProduct == Product::kWeightGrad) {
       return Schedule(p.offsets, p.max_rows, p.experts, p.columns, p.m);
     } else {
-      return Schedule(p.offsets, p.max_rows, p.experts, p.columns, p.k, shared.tile_start);
+      return Schedule(p.offsets, p.max_rows, p.experts, p.columns, p.k, p.k_per_split,
+                      shared.tile_start);
     }
   };
   if (threadIdx.x < 128) {
@@ -340,7 +359,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     cutlass::arch::warpgroup_reg_alloc<232>();
-    Consume<kProduct, Out>(p, shared, make_schedule());
+    Consume<kProduct, Out>(maps, p, shared, make_schedule());
   }
   // The peer may still free stages here, so neither block leaves first.
   cute::cluster_arrive();
@@ -348,8 +367,8 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
 }
 
 template <Product kProduct, class Out>
-cudaError_t Launch(const CUtensorMap& map_a, const CUtensorMap& map_b, const KernelParams& p,
-                   int num_sms, cudaStream_t stream) {
+cudaError_t Launch(const CUtensorMap& map_a, const CUtensorMap& map_b, const OutputMaps& maps,
+                   const KernelParams& p, int num_sms, cudaStream_t stream) {
   auto* kernel = &GroupedKernel<kProduct, Out>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(SharedStorage));
@@ -357,7 +376,7 @@ cudaError_t Launch(const CUtensorMap& map_a, const CUtensorMap& map_b, const Ker
   const int available = NumSms();
   const int limit = num_sms > 0 && num_sms < available ? num_sms : available;
   const int blocks = limit < 2 ? 2 : limit / 2 * 2;
-  kernel<<<blocks, kThreads, sizeof(SharedStorage), stream>>>(map_a, map_b, p);
+  kernel<<<blocks, kThreads, sizeof(SharedStorage), stream>>>(map_a, map_b, maps, p);
   return cudaGetLastError();
 }
 

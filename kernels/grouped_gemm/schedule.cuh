@@ -24,7 +24,8 @@ struct Tile {
   int row0;       // first row of the tile: of the token rows, or (weight gradient) of the output
   int rows;       // valid rows from row0; <= 0: an odd pair's missing tile, loaded but not computed
   int column;     // column tile index
-  int k_begin;    // first row of the reduction (weight gradient)
+  int split;      // which part of the reduction; 0 where it is whole
+  int k_begin;    // where the reduction starts (weight gradient: a token row)
   int k_size;     // length of the reduction
   bool shared_b;  // both blocks of the cluster read the same B tile
 };
@@ -74,19 +75,21 @@ __device__ __forceinline__ void BuildTileTable(const int32_t* offsets, int64_t m
 class RowSchedule {
  public:
   __device__ RowSchedule(const int32_t* offsets, int64_t max_rows, int experts, int columns, int k,
-                         const int* tile_start)
+                         int k_per_split, const int* tile_start)
       : offsets_(offsets),
         max_rows_(max_rows),
         experts_(experts),
         columns_(columns),
         k_(k),
+        k_per_split_(k_per_split),
         tile_start_(tile_start),
         pairs_((tile_start[experts] + 1) / 2),
+        slots_(columns * ((k + k_per_split - 1) / k_per_split)),
         index_(blockIdx.x / 2) {}
 
   __device__ bool Next(Tile* tile) {
-    if (index_ >= pairs_ * columns_) return false;
-    const TileOrder order = OrderTiles(index_, pairs_, columns_);
+    if (index_ >= pairs_ * slots_) return false;
+    const TileOrder order = OrderTiles(index_, pairs_, slots_);
     index_ += gridDim.x / 2;
     const int rank = blockIdx.x % 2;
     const int first = 2 * order.pair;
@@ -99,9 +102,10 @@ class RowSchedule {
     tile->expert = expert;
     tile->row0 = begin + (first + rank - tile_start_[expert]) * kTileM;
     tile->rows = min(end - tile->row0, kTileM);
-    tile->column = order.column;
-    tile->k_begin = 0;
-    tile->k_size = k_;
+    tile->column = order.column % columns_;
+    tile->split = order.column / columns_;
+    tile->k_begin = tile->split * k_per_split_;
+    tile->k_size = min(k_ - tile->k_begin, k_per_split_);
     tile->shared_b = same;
     return true;
   }
@@ -124,9 +128,9 @@ class RowSchedule {
 
   const int32_t* offsets_;
   int64_t max_rows_;
-  int experts_, columns_, k_;
+  int experts_, columns_, k_, k_per_split_;
   const int* tile_start_;
-  int pairs_, index_;
+  int pairs_, slots_, index_;
 };
 
 // Tiles over every expert's [m, n] weight gradient; the reduction runs over the expert's rows.
@@ -152,6 +156,7 @@ class WeightSchedule {
     tile->row0 = (2 * order.pair + blockIdx.x % 2) * kTileM;
     tile->rows = min(m_ - tile->row0, kTileM);
     tile->column = order.column;
+    tile->split = 0;
     tile->k_begin = OffsetAt(offsets_, max_rows_, expert);
     tile->k_size = OffsetAt(offsets_, max_rows_, expert + 1) - tile->k_begin;
     tile->shared_b = true;

@@ -1,3 +1,8 @@
+#include <cutlass/arch/barrier.h>
+
+#include <cute/arch/copy_sm90_desc.hpp>
+#include <cute/arch/copy_sm90_tma.hpp>
+
 #include "kernels/common/vec.cuh"
 #include "kernels/permute/permute.h"
 
@@ -6,32 +11,39 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
+constexpr int kPermuteWarps = 4;
+constexpr int kPermuteThreads = 32 * kPermuteWarps;
 constexpr int kMaxTopK = 32;
+constexpr int kMaxHidden = 16384;  // Permute holds four rows in shared memory
 
-// One warp takes one token and 256 columns at a time.
-__global__ void __launch_bounds__(kThreads) PermuteKernel(const PermuteParams p) {
+using Barrier = cutlass::arch::ClusterTransactionBarrier;
+
+// One warp takes one token: a bulk copy brings the row to shared memory, one bulk copy per expert
+// takes it out again. No register, and writes of a whole row at a time.
+__global__ void __launch_bounds__(kPermuteThreads) PermuteKernel(const PermuteParams p) {
+  extern __shared__ __align__(128) uint8_t rows[];
+  __shared__ alignas(8) uint64_t arrived[kPermuteWarps];
   const int lane = threadIdx.x % 32;
-  const int64_t token = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const int warp = threadIdx.x / 32;
+  const int64_t token = int64_t{blockIdx.x} * kPermuteWarps + warp;
   if (token >= p.tokens) return;
-  const int my_row = lane < p.top_k ? p.row_of[token * p.top_k + lane] : -1;
-  if (p.weight != nullptr && my_row >= 0) p.row_weight[my_row] = p.weight[token * p.top_k + lane];
-  constexpr int kDepth = 8;  // loads in flight per lane; then 4 KB of a row are written at once
-  const Bf16* in = p.x + token * p.hidden;
-  for (int base = 8 * lane; base < p.hidden; base += 256 * kDepth) {
-    uint4 words[kDepth];
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
-      if (base + 256 * d < p.hidden) words[d] = LoadWords(in + base + 256 * d);
-    }
-    for (int k = 0; k < p.top_k; ++k) {
-      const int64_t row = p.row_of[token * p.top_k + k];  // the whole warp reads one word
-      if (row < 0) continue;
-      Bf16* out = p.out + row * p.hidden;
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        if (base + 256 * d < p.hidden) StoreWords(out + base + 256 * d, words[d]);
-      }
-    }
+  const int row_bytes = 2 * p.hidden;
+  // Rows start on 16 bytes; TMA wants no more.
+  uint8_t* row_of_warp = rows + warp * row_bytes;
+  if (lane == 0) {
+    Barrier::init(&arrived[warp], 1);
+    cutlass::arch::fence_barrier_init();
+    Barrier::arrive_and_expect_tx(&arrived[warp], row_bytes);
+    cute::SM90_BULK_COPY_G2S::copy(p.x + token * p.hidden, &arrived[warp], row_of_warp, row_bytes);
+  }
+  const int row = lane < p.top_k ? p.row_of[token * p.top_k + lane] : -1;
+  if (p.weight != nullptr && row >= 0) p.row_weight[row] = p.weight[token * p.top_k + lane];
+  __syncwarp();
+  Barrier::wait(&arrived[warp], 0);
+  if (row >= 0) {
+    cute::SM90_BULK_COPY_S2G::copy(row_of_warp, p.out + int64_t{row} * p.hidden, row_bytes);
+    cute::tma_store_arrive();
+    cute::tma_store_wait<0>();
   }
 }
 
@@ -85,7 +97,8 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(const CombineParams p)
 }
 
 bool IsSupported(int64_t tokens, int hidden, int top_k) {
-  return tokens >= 0 && hidden > 0 && hidden % 8 == 0 && top_k >= 1 && top_k <= kMaxTopK;
+  return tokens >= 0 && hidden > 0 && hidden <= kMaxHidden && hidden % 8 == 0 && top_k >= 1 &&
+         top_k <= kMaxTopK;
 }
 
 }  // namespace
@@ -93,8 +106,12 @@ bool IsSupported(int64_t tokens, int hidden, int top_k) {
 cudaError_t Permute(const PermuteParams& p, cudaStream_t stream) {
   if (!IsSupported(p.tokens, p.hidden, p.top_k)) return cudaErrorInvalidValue;
   if (p.tokens == 0) return cudaSuccess;
-  const auto blocks = static_cast<unsigned>(CeilDiv(p.tokens, kWarps));
-  PermuteKernel<<<blocks, kThreads, 0, stream>>>(p);
+  const auto blocks = static_cast<unsigned>(CeilDiv(p.tokens, kPermuteWarps));
+  const int shared_bytes = kPermuteWarps * 2 * p.hidden;
+  const cudaError_t error = cudaFuncSetAttribute(
+      PermuteKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error != cudaSuccess) return error;
+  PermuteKernel<<<blocks, kPermuteThreads, shared_bytes, stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -2,9 +2,9 @@
 // row_of[n] is the expert-major row of copy n (router_topk.h makes it), a bijection into [0,
 // max_rows), or negative for a copy that has no row here.
 //
-// hidden % 8 == 0, 1 <= top_k <= 32; pointers are 16-byte aligned. tokens == 0 is valid.
-// Deterministic: sums run over k in order, in fp32. Allocates nothing; asynchronous on `stream`.
-// Errors: cudaErrorInvalidValue for an unsupported shape, else the launch error.
+// hidden % 8 == 0 and <= 16384, 1 <= top_k <= 32; pointers are 16-byte aligned. tokens == 0 is
+// valid. Deterministic: sums run over k in order, in fp32. Allocates nothing; asynchronous on
+// `stream`. Errors: cudaErrorInvalidValue for an unsupported shape, else the launch error.
 #ifndef SWITCHYARD_KERNELS_PERMUTE_PERMUTE_H_
 #define SWITCHYARD_KERNELS_PERMUTE_PERMUTE_H_
 
