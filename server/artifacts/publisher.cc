@@ -8,6 +8,7 @@
 
 #include <filesystem>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -70,6 +71,28 @@ void RemoveFolder(const std::string& path) {
 }
 
 }  // namespace
+
+class Publisher::Claim {
+ public:
+  Claim(Publisher& publisher, Place place) : publisher_(publisher), place_(std::move(place)) {
+    absl::MutexLock lock(&publisher_.mu_);
+    const auto free = [this]() ABSL_SHARED_LOCKS_REQUIRED(publisher_.mu_) {
+      return !publisher_.claimed_.contains(place_);
+    };
+    publisher_.mu_.Await(absl::Condition(&free));
+    publisher_.claimed_.insert(place_);
+  }
+  ~Claim() {
+    absl::MutexLock lock(&publisher_.mu_);
+    publisher_.claimed_.erase(place_);
+  }
+  Claim(const Claim&) = delete;
+  Claim& operator=(const Claim&) = delete;
+
+ private:
+  Publisher& publisher_;
+  const Place place_;
+};
 
 std::string JobFolder(const std::string& artifact_root, const JobId& job) {
   // projects/<p>/jobs/<j>
@@ -143,6 +166,11 @@ absl::StatusOr<int64_t> Publisher::Verify(const std::string& folder,
 absl::Status Publisher::Publish(const CheckpointRecord& checkpoint) {
   const std::string parent = Parent(checkpoint.path);
   RETURN_IF_ERROR(MakeFolders(parent));
+  if (Exists(checkpoint.staging_path) && Exists(checkpoint.path)) {
+    // Left by a publication that was dropped, or by a deletion that did not finish: no row holds
+    // it.
+    RemoveFolder(checkpoint.path);
+  }
   if (::renameat2(AT_FDCWD, checkpoint.staging_path.c_str(), AT_FDCWD, checkpoint.path.c_str(),
                   RENAME_NOREPLACE) != 0) {
     const int error = errno;
@@ -171,6 +199,9 @@ absl::StatusOr<CheckpointRecord> Publisher::Commit(const CommitRequest& request)
     return Rejected(checkpoint.staging_path, absl::StrCat("expected ", expected));
   }
   checkpoint.path = absl::StrCat(folder, "/checkpoints/step-", checkpoint.step);
+  // What is seen of the folders below must hold until the row is COMMITTED: a second call in
+  // between would take the freshly renamed folder for a leftover.
+  const Claim claim(*this, {checkpoint.job, checkpoint.step});
   // Without the staging folder this can only be a repetition; its files are then at their place.
   const bool staged = Exists(checkpoint.staging_path);
   ASSIGN_OR_RETURN(checkpoint.size_bytes,
@@ -180,11 +211,6 @@ absl::StatusOr<CheckpointRecord> Publisher::Commit(const CommitRequest& request)
   if (row.state == CheckpointState::kCommitted) {
     if (staged) RemoveFolder(checkpoint.staging_path);
     return row;
-  }
-  if (Exists(row.path) && staged) {
-    // Left by a publication that was dropped, or by a deletion that did not finish: no row holds
-    // it.
-    RemoveFolder(row.path);
   }
   const absl::Status published = Publish(row);
   ASSIGN_OR_RETURN(row, store_.EndCheckpoint(row, published));

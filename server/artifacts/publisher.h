@@ -4,10 +4,14 @@
 #define SWITCHYARD_SERVER_ARTIFACTS_PUBLISHER_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "server/store/store.h"
 
 namespace switchyard {
@@ -28,10 +32,11 @@ class Publisher {
   Publisher(Store& store, std::string artifact_root, bool verify_checksums)
       : store_(store), root_(std::move(artifact_root)), verify_checksums_(verify_checksums) {}
 
-  // Idempotent: the same request again answers the same checkpoint.
-  // Errors: Aborted STALE_ATTEMPT, STALE_INCARNATION; InvalidArgument CHECKPOINT_REJECTED: what
-  // does not fit, with the file and both numbers.
-  absl::StatusOr<CheckpointRecord> Commit(const CommitRequest& request);
+  // Idempotent: the same request again answers the same checkpoint, also when the first one is
+  // still being carried out (an agent whose connection broke asks again): then it waits for its
+  // end. Errors: Aborted STALE_ATTEMPT, STALE_INCARNATION; InvalidArgument CHECKPOINT_REJECTED:
+  // what does not fit, with the file and both numbers.
+  absl::StatusOr<CheckpointRecord> Commit(const CommitRequest& request) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Finishes or drops what a crash left half-way, and removes what was marked as deleted. At start.
   absl::Status Recover();
@@ -41,6 +46,10 @@ class Publisher {
   std::string ResumePath(const JobRecord& job);
 
  private:
+  using Place = std::pair<JobId, int64_t>;  // job, step
+  // The right to move files to a place; held by one call at a time.
+  class Claim;
+
   absl::Status Publish(const CheckpointRecord& checkpoint);
   absl::StatusOr<int64_t> Verify(const std::string& folder, const CheckpointRecord& checkpoint);
   void RemoveRetired(const JobId& job);
@@ -48,6 +57,8 @@ class Publisher {
   Store& store_;
   const std::string root_;
   const bool verify_checksums_;
+  absl::Mutex mu_;
+  std::set<Place> claimed_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace switchyard

@@ -1,0 +1,172 @@
+#include "server/artifacts/publisher.h"
+
+#include <stdlib.h>
+
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/crc32c.h"
+#include "base/fd.h"
+#include "base/status_matchers.h"
+#include "base/thread.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace switchyard {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+// A running attempt of job p/j on node n, whose trainers write checkpoints.
+class PublisherTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = testing::TempDir() + "publisher_test.XXXXXX";
+    folder_ = ::mkdtemp(pattern.data());
+    StoreOptions options;
+    options.folder = folder_ + "/state";
+    auto store = Store::Open(std::move(options), clock_);
+    ASSERT_THAT(store, IsOk());
+    store_ = *std::move(store);
+    publisher_ = std::make_unique<Publisher>(*store_, root_ = folder_ + "/artifacts", true);
+
+    NodeRecord node;
+    node.id = node_;
+    node.incarnation = incarnation_;
+    node.boot_id = "boot";
+    node.devices.push_back({0, "cpu", 1 << 30, ""});
+    ASSERT_THAT(store_->RegisterNode(node, {}), IsOk());
+    JobRecord job;
+    job.id = job_;
+    job.project = "p";
+    job.needs.num_ranks = 1;
+    job.needs.resumable = true;
+    ASSERT_THAT(store_->CreateJob(job, {}), IsOk());
+    const int64_t version = store_->GetJob(job_)->version;
+    ASSERT_THAT(store_->Apply(Plan{{{job_, version, {{node_, {0}}}, ""}}, {}}), IsOk());
+    ASSERT_THAT(store_->TakeOrders(node_, incarnation_), IsOk());
+  }
+  void TearDown() override {
+    store_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  std::string Final(int64_t step) const {
+    return absl::StrCat(root_, "/p/j/checkpoints/step-", step);
+  }
+  std::string Staging(int64_t step) const {
+    return absl::StrCat(root_, "/p/j/staging/1/step-", step);
+  }
+  // What a trainer leaves behind, and the request to publish it.
+  CommitRequest Write(int64_t step, const std::string& weights = "weights") {
+    const std::string folder = Staging(step);
+    EXPECT_THAT(MakeFolders(folder + "/switchyard"), IsOk());
+    EXPECT_THAT(ReplaceFile(folder + "/model.safetensors", weights), IsOk());
+    const std::string manifest =
+        absl::StrCat(R"({"version": 1, "job": "projects/p/jobs/j", "step": )", step,
+                     R"(, "files": [{"name": "model.safetensors", "size": )", weights.size(),
+                     R"(, "crc32c": ")", absl::Hex(Crc32c(weights), absl::kZeroPad8), R"("}]})");
+    EXPECT_THAT(ReplaceFile(folder + "/switchyard/manifest.json", manifest), IsOk());
+    CommitRequest request;
+    request.node = node_;
+    request.incarnation = incarnation_;
+    request.checkpoint.job = job_;
+    request.checkpoint.attempt = 1;
+    request.checkpoint.step = step;
+    request.checkpoint.staging_path = folder;
+    request.checkpoint.manifest_crc32c = Crc32c(manifest);
+    return request;
+  }
+  // The row as a coordinator that was killed in the middle of a publication left it.
+  void BeginOnly(CommitRequest request) {
+    request.checkpoint.path = Final(request.checkpoint.step);
+    ASSERT_THAT(store_->BeginCheckpoint(node_, incarnation_, request.checkpoint), IsOk());
+  }
+  std::vector<CheckpointRecord> Rows(CheckpointState state) {
+    return *store_->CheckpointsIn(state);
+  }
+  std::string LastEvent() { return store_->ReadEvents(job_, 0, 1000)->back().message; }
+
+  const JobId job_{"projects/p/jobs/j"};
+  const NodeId node_{"n"};
+  const Incarnation incarnation_{"one"};
+  std::string folder_;
+  std::string root_;
+  SimClock clock_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Publisher> publisher_;
+};
+
+TEST_F(PublisherTest, CallsAtTheSameTimePublishOnce) {
+  // An agent whose connection broke asks again while its first call is still being carried out.
+  for (int64_t step = 1; step <= 20; ++step) {
+    const CommitRequest request = Write(step);
+    std::vector<absl::Status> results(2);
+    {
+      std::vector<Thread> threads;
+      for (absl::Status& result : results) {
+        threads.emplace_back(
+            "commit", [&](const StopToken&) { result = publisher_->Commit(request).status(); });
+      }
+    }
+    for (const absl::Status& result : results) EXPECT_THAT(result, IsOk()) << "step " << step;
+    EXPECT_THAT(ReadFile(Final(step) + "/model.safetensors"), IsOk()) << "step " << step;
+  }
+  EXPECT_THAT(Rows(CheckpointState::kCommitted), SizeIs(20));
+}
+
+TEST_F(PublisherTest, RecoversAPublicationCutBeforeTheRename) {
+  BeginOnly(Write(5));
+  ASSERT_THAT(publisher_->Recover(), IsOk());
+  ASSERT_THAT(Rows(CheckpointState::kCommitted), SizeIs(1));
+  EXPECT_EQ(Rows(CheckpointState::kCommitted)[0].path, Final(5));
+  EXPECT_THAT(ReadFile(Final(5) + "/model.safetensors"), IsOk());
+  EXPECT_FALSE(std::filesystem::exists(Staging(5)));
+  EXPECT_THAT(LastEvent(), HasSubstr("committed"));
+}
+
+TEST_F(PublisherTest, RecoversAPublicationCutAfterTheRename) {
+  BeginOnly(Write(5));
+  ASSERT_THAT(MakeFolders(root_ + "/p/j/checkpoints"), IsOk());
+  std::filesystem::rename(Staging(5), Final(5));
+  ASSERT_THAT(publisher_->Recover(), IsOk());
+  ASSERT_THAT(Rows(CheckpointState::kCommitted), SizeIs(1));
+  EXPECT_GT(Rows(CheckpointState::kCommitted)[0].size_bytes, 7);
+  EXPECT_EQ(publisher_->ResumePath(*store_->GetJob(job_)), Final(5));
+}
+
+TEST_F(PublisherTest, DropsAPublicationWhoseFilesAreGone) {
+  BeginOnly(Write(5));
+  std::filesystem::remove_all(Staging(5));
+  ASSERT_THAT(publisher_->Recover(), IsOk());
+  EXPECT_THAT(Rows(CheckpointState::kCommitting), IsEmpty());
+  EXPECT_THAT(Rows(CheckpointState::kCommitted), IsEmpty());
+  EXPECT_THAT(LastEvent(), HasSubstr("dropped"));
+  EXPECT_EQ(publisher_->ResumePath(*store_->GetJob(job_)), "");
+}
+
+TEST_F(PublisherTest, RecoveryPublishesOverALeftoverFolder) {
+  // A deletion that did not finish left its folder where the new checkpoint belongs.
+  ASSERT_THAT(MakeFolders(Final(5)), IsOk());
+  ASSERT_THAT(ReplaceFile(Final(5) + "/model.safetensors", "old"), IsOk());
+  BeginOnly(Write(5));
+  ASSERT_THAT(publisher_->Recover(), IsOk());
+  ASSERT_THAT(Rows(CheckpointState::kCommitted), SizeIs(1));
+  EXPECT_EQ(ReadFile(Final(5) + "/model.safetensors").value_or(""), "weights");
+}
+
+TEST_F(PublisherTest, ResumesFromTheNewestCheckpointThatVerifies) {
+  ASSERT_THAT(publisher_->Commit(Write(5)), IsOk());
+  ASSERT_THAT(publisher_->Commit(Write(6)), IsOk());
+  const JobRecord job = *store_->GetJob(job_);
+  EXPECT_EQ(publisher_->ResumePath(job), Final(6));
+  ASSERT_THAT(ReplaceFile(Final(6) + "/model.safetensors", "wEights"), IsOk());  // a flipped bit
+  EXPECT_EQ(publisher_->ResumePath(job), Final(5));
+}
+
+}  // namespace
+}  // namespace switchyard
