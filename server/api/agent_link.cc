@@ -97,7 +97,7 @@ class Session final : public grpc::ServerBidiReactor<v1::SessionRequest, v1::Ses
     orders_dirty_ = orders_dirty_ || wakeup.topic_changed;
     if (writing_) {
       if (wakeup.stopping || now - last_write_ > kStallLimit) call_->TryCancel();
-      return last_write_ + kStallLimit + absl::Seconds(1);
+      return std::max(last_write_ + kStallLimit, now) + absl::Seconds(1);
     }
     absl::optional<v1::SessionResponse> message;
     absl::Status end;

@@ -42,7 +42,7 @@ class OutStream : public grpc::ServerWriteReactor<Response>, public PumpedStream
     const absl::Duration now = context_.clock.Monotonic();
     if (writing_) {
       if (wakeup.stopping || now - last_write_ > kStallLimit) call_->TryCancel();
-      return last_write_ + kStallLimit + absl::Seconds(1);
+      return std::max(last_write_ + kStallLimit, now) + absl::Seconds(1);
     }
     if (broken_) {
       End(absl::CancelledError("the caller has gone"));
@@ -182,7 +182,9 @@ class LogRead final : public OutStream<v1::ReadLogsResponse> {
                        " does not exist, the newest is ", job.current_attempt),
           {{"attempt", absl::StrCat(request_.attempt())}});
     }
-    if (attempt_ == 0) attempt_ = job.current_attempt;
+    // A follower that came while the job was queued begins with the first attempt, even when it is
+    // over by the time that it is looked for.
+    if (attempt_ == 0) attempt_ = std::max(1, job.current_attempt);
     while (true) {
       ASSIGN_OR_RETURN(const bool more, FillFrom(attempt_));
       if (more) return Next::kMessage;

@@ -1,6 +1,7 @@
 #include "server/api/stream_pump.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace switchyard {
 namespace {
@@ -21,8 +22,9 @@ uint64_t StreamPump::NewId() {
 bool StreamPump::Add(uint64_t id, StreamKind kind, PumpedStream* stream, const std::string& topic) {
   absl::MutexLock lock(&mu_);
   if (stopping_) return false;
-  streams_[id] = {stream, kind, topic, /*topic_changed=*/true, kNow};
-  due_.insert({kNow, id});
+  Entry& entry = streams_[id];
+  entry = {stream, kind, topic, /*topic_changed=*/true, kNow, next_turn_++};
+  due_.insert({entry.due, entry.turn, id});
   topics_.insert({topic, id});
   return true;
 }
@@ -39,9 +41,21 @@ void StreamPump::SetTopic(uint64_t id, const std::string& topic) {
 }
 
 void StreamPump::Reschedule(uint64_t id, Entry& entry, absl::Duration due) {
-  due_.erase({entry.due, id});
+  if (entry.due == kNow && due == kNow) return;  // keeps its turn
+  due_.erase({entry.due, entry.turn, id});
   entry.due = due;
-  due_.insert({due, id});
+  entry.turn = next_turn_++;
+  due_.insert({entry.due, entry.turn, id});
+}
+
+void StreamPump::PromoteDue(absl::Duration now) {
+  const auto first_timed = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return due_.upper_bound(Due{kNow, std::numeric_limits<uint64_t>::max(), 0});
+  };
+  for (auto it = first_timed(); it != due_.end() && std::get<0>(*it) <= now; it = first_timed()) {
+    const uint64_t id = std::get<2>(*it);
+    Reschedule(id, streams_.at(id), kNow);
+  }
 }
 
 void StreamPump::Wake(uint64_t id) {
@@ -75,9 +89,9 @@ void StreamPump::Stop() {
   thread_.StopAndJoin();
 }
 
-bool StreamPump::IsDue() const {
-  return stopping_ || (!due_.empty() && due_.begin()->first == kNow);
-}
+bool StreamPump::HasWoken() const { return !due_.empty() && std::get<0>(*due_.begin()) == kNow; }
+
+bool StreamPump::IsDue() const { return stopping_ || HasWoken(); }
 
 void StreamPump::Loop(const StopToken&) {
   while (true) {
@@ -87,24 +101,20 @@ void StreamPump::Loop(const StopToken&) {
     {
       absl::MutexLock lock(&mu_);
       const absl::Duration now = clock_.Monotonic();
-      if (due_.empty() || due_.begin()->first > now) {
+      PromoteDue(now);
+      if (due_.empty() || std::get<0>(*due_.begin()) > now) {
         if (stopping_ && streams_.empty()) return;
         // While stopping, only a write in flight is waited for, and its end wakes us.
-        const absl::Duration wait = due_.empty() ? absl::Hours(1) : due_.begin()->first - now;
+        const absl::Duration wait =
+            due_.empty() ? absl::Hours(1) : std::get<0>(*due_.begin()) - now;
         if (stopping_) {
-          mu_.AwaitWithTimeout(absl::Condition(
-                                   +[](StreamPump* pump) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                                     return !pump->due_.empty() &&
-                                            pump->due_.begin()->first == kNow;
-                                   },
-                                   this),
-                               wait);
+          mu_.AwaitWithTimeout(absl::Condition(this, &StreamPump::HasWoken), wait);
         } else {
           mu_.AwaitWithTimeout(absl::Condition(this, &StreamPump::IsDue), wait);
         }
         continue;
       }
-      id = due_.begin()->second;
+      id = std::get<2>(*due_.begin());
       Entry& entry = streams_.at(id);
       stream = entry.stream;
       wakeup = {entry.topic_changed, stopping_};
@@ -116,7 +126,7 @@ void StreamPump::Loop(const StopToken&) {
     absl::MutexLock lock(&mu_);
     const auto it = streams_.find(id);
     if (!next) {
-      due_.erase({it->second.due, id});
+      due_.erase({it->second.due, it->second.turn, id});
       topics_.erase({it->second.topic, id});
       streams_.erase(it);
     } else if (it->second.due != kNow) {

@@ -5,7 +5,8 @@
 // whose threads only set flags and wake the pump. The pump makes one step at a time for each stream
 // that was woken: it reads the next few rows or bytes at the stream's cursor and starts one write.
 // The next step follows when that write is done, so a slow reader costs one message of memory, and
-// nothing is ever queued for it.
+// nothing is ever queued for it. Woken streams take turns in the order in which they were woken, so
+// that a few busy readers cannot hold up an agent's heartbeats.
 //
 // Unary calls stay on the synchronous API with a bounded number of threads: they are short.
 #ifndef SWITCHYARD_SERVER_API_STREAM_PUMP_H_
@@ -15,6 +16,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -69,9 +71,14 @@ class StreamPump {
     std::string topic;
     bool topic_changed = false;
     absl::Duration due;  // as in due_
+    uint64_t turn = 0;   // as in due_
   };
+  using Due = std::tuple<absl::Duration, uint64_t, uint64_t>;  // time, turn, stream
   void Loop(const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
   void Reschedule(uint64_t id, Entry& entry, absl::Duration due) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Timers that have run out take their turn among the woken.
+  void PromoteDue(absl::Duration now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool HasWoken() const ABSL_SHARED_LOCKS_REQUIRED(mu_);
   bool IsDue() const ABSL_SHARED_LOCKS_REQUIRED(mu_);
 
   Clock& clock_;
@@ -79,7 +86,8 @@ class StreamPump {
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::map<uint64_t, Entry> streams_ ABSL_GUARDED_BY(mu_);
-  std::set<std::pair<absl::Duration, uint64_t>> due_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_turn_ ABSL_GUARDED_BY(mu_) = 1;
+  std::set<Due> due_ ABSL_GUARDED_BY(mu_);
   std::set<std::pair<std::string, uint64_t>> topics_ ABSL_GUARDED_BY(mu_);
 
   Thread thread_;
