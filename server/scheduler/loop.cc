@@ -82,10 +82,14 @@ absl::StatusOr<ClusterSnapshot> SchedulerLoop::Snapshot() {
 }
 
 absl::Status SchedulerLoop::RunOnce() {
-  for (const NodeLease& lease : leases_.TakeExpired()) {
+  for (NodeLease& lease : leases_.TakeExpired()) {
     SY_LOG(WARNING) << "lease expired node=" << lease.node << " incarnation=" << lease.incarnation;
-    RETURN_IF_ERROR(store_.NodeLost(lease.node, lease.incarnation));
-    on_expired_(lease.node);
+    expired_.push_back(std::move(lease));
+  }
+  while (!expired_.empty()) {
+    RETURN_IF_ERROR(store_.NodeLost(expired_.back().node, expired_.back().incarnation));
+    on_expired_(expired_.back().node);
+    expired_.pop_back();
   }
   ASSIGN_OR_RETURN(const ClusterSnapshot snapshot, Snapshot());
   if (snapshot.waiting.empty()) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -47,6 +48,10 @@ class SchedulerLoop {
   Clock& clock_;
   const std::function<std::string(const JobRecord&)> resume_path_;
   const std::function<void(const NodeId&)> on_expired_;
+
+  // Leases that ended and whose loss is not stored yet (a full disk): tried in every round. Only
+  // RunOnce's.
+  std::vector<NodeLease> expired_;
 
   absl::Mutex mu_;
   bool woken_ ABSL_GUARDED_BY(mu_) = false;
