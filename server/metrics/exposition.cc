@@ -5,17 +5,23 @@
 #include <exception>
 
 #include "absl/strings/str_cat.h"
+#include "base/listener_waker.h"
 #include "prometheus/exposer.h"
 
 namespace switchyard {
 
 struct Exposition::Impl {
-  explicit Impl(const std::string& address) : exposer(address, /*num_threads=*/2) {}
+  explicit Impl(const std::string& address) : listen(address), exposer(address, 2) {}
+  const std::string listen;
   prometheus::Exposer exposer;
 };
 
 Exposition::Exposition() = default;
-Exposition::~Exposition() = default;
+Exposition::~Exposition() {
+  if (impl_ == nullptr) return;
+  const ListenerWaker waker(impl_->listen, port_);  // else the next line takes up to 2 s
+  impl_.reset();
+}
 
 absl::StatusOr<std::unique_ptr<Exposition>> Exposition::Start(const std::string& address,
                                                               const Metrics& metrics) {

@@ -76,9 +76,10 @@ class MetricsServer {
   int port() const { return port_; }
 
  private:
-  explicit MetricsServer(std::unique_ptr<prometheus::Exposer> exposer, int port);
+  MetricsServer(std::string listen, std::unique_ptr<prometheus::Exposer> exposer, int port);
+  const std::string listen_;
   std::unique_ptr<prometheus::Exposer> exposer_;
-  int port_;
+  const int port_;
 };
 
 }  // namespace switchyard
