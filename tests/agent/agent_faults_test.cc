@@ -11,6 +11,7 @@ namespace switchyard {
 namespace {
 
 using testing::HasSubstr;
+using testing::IsEmpty;
 
 v1::AttemptRef Ref(int attempt) {
   v1::AttemptRef ref;
@@ -154,6 +155,35 @@ TEST_F(AgentTest, PendingCommitDoesNotHoldUpAStop) {
   StartAgent();
   Launch({"ok"});
   ASSERT_TRUE(coordinator_.WaitFor([](const auto& r) { return !r.commits.empty(); }));
+  ASSERT_TRUE(coordinator_.Send(StopOrder(absl::ZeroDuration(), false)));
+  EXPECT_TRUE(AwaitFinished().stopped());
+}
+
+// A trainer waits for its last commit only so long; the agent goes on.
+TEST_F(AgentTest, LastCommitOutlivesItsGang) {
+  coordinator_.Configure([](auto& b) { b.refuse_commits = 1'000'000; });
+  StartAgent();
+  Launch({"impatient"});
+  ASSERT_TRUE(coordinator_.WaitFor([](const auto& r) { return !r.commits.empty(); }));
+  EXPECT_TRUE(Eventually([&] {
+    const auto attempts = agent_->Snapshot().attempts;
+    return attempts.size() == 1 && attempts.begin()->second.empty();
+  })) << "the attempt is to live on without a process";
+  EXPECT_THAT(ReportsOf(coordinator_.record(), v1::Report::kFinished), IsEmpty());
+  coordinator_.Configure([](auto& b) { b.refuse_commits = 0; });
+  EXPECT_TRUE(AwaitFinished().succeeded());
+  EXPECT_TRUE(coordinator_.record().commits.back().final());
+}
+
+TEST_F(AgentTest, StopEndsTheLastCommitOfAGangThatIsGone) {
+  coordinator_.Configure([](auto& b) { b.refuse_commits = 1'000'000; });
+  StartAgent();
+  Launch({"impatient"});
+  ASSERT_TRUE(coordinator_.WaitFor([](const auto& r) { return !r.commits.empty(); }));
+  ASSERT_TRUE(Eventually([&] {
+    const auto attempts = agent_->Snapshot().attempts;
+    return attempts.size() == 1 && attempts.begin()->second.empty();
+  }));
   ASSERT_TRUE(coordinator_.Send(StopOrder(absl::ZeroDuration(), false)));
   EXPECT_TRUE(AwaitFinished().stopped());
 }

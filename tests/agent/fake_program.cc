@@ -6,6 +6,7 @@
 //          (a report of 200 kB)
 // trainer: ok                    hello, 3 steps, a checkpoint by rank 0, done, exit 0
 //          exit:<code>           25 lines on stderr, then exit
+//          impatient             as ok, but does not wait for the checkpoint's result
 //          error:<REASON>        error frame at step 12, exit 1
 //          error_hang            error frame, then hang
 //          silent                exit 0 without a done frame
@@ -149,10 +150,10 @@ class FakeTrainer {
       [[maybe_unused]] const ssize_t n = ::write(link_.fd(), "\x40\0\0\0{", 5);
       return 6;
     }
-    return Train();
+    return Train(/*waits=*/mode != "impatient");
   }
 
-  int Train() {
+  int Train(bool waits) {
     if (config_.rank == 0) {
       Send(PhaseFrame{"training", ""});
       PlanFrame plan;
@@ -177,6 +178,10 @@ class FakeTrainer {
       checkpoint.loss = 1.0;
       checkpoint.validation_loss = 1.5;
       Send(checkpoint);
+      if (!waits) {
+        Send(DoneFrame{3, false});
+        return kExitDone;
+      }
       const AgentFrame frame =
           ParseAgentFrame(link_.Receive(absl::InfiniteDuration()).value()).value();
       const auto* result = std::get_if<CheckpointResultFrame>(&frame);

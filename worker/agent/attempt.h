@@ -6,7 +6,8 @@
 //   last process is gone and all log bytes are in the spool.
 //
 // One thread per attempt owns the processes and waits on their descriptors. Another one publishes
-// checkpoints, because that call waits for the coordinator.
+// checkpoints, because that call waits for the coordinator. A gang that ended well is FINISHED only
+// when its last checkpoint is published: the trainers wait for that too, but not for ever.
 #ifndef SWITCHYARD_WORKER_AGENT_ATTEMPT_H_
 #define SWITCHYARD_WORKER_AGENT_ATTEMPT_H_
 
@@ -117,6 +118,10 @@ class Attempt {
   void RunTimers(absl::Duration now);
   void SignalRanks(int signal);
   RankEnd DescribeEnd(const Rank& rank) const;
+  bool EndedWell() const;
+  // Waits until all checkpoints of a gang that ended well are answered, or a stop comes; drops
+  // those of any other.
+  void FinishCommits() ABSL_LOCKS_EXCLUDED(mu_);
   v1::Finished Outcome() const;
   void CommitLoop(const StopToken& stop);
 
@@ -163,7 +168,9 @@ class Attempt {
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<pid_t> pids_ ABSL_GUARDED_BY(mu_);
   std::deque<CheckpointFrame> commits_ ABSL_GUARDED_BY(mu_);
-  bool commits_closed_ ABSL_GUARDED_BY(mu_) = false;
+  bool commits_closed_ ABSL_GUARDED_BY(mu_) = false;  // no more will come
+  bool commits_done_ ABSL_GUARDED_BY(mu_) = false;    // CommitLoop has ended
+  int unanswered_commits_ ABSL_GUARDED_BY(mu_) = 0;
   Thread committer_;  // runs while the gang does
   Thread thread_;     // last: joined before the members it reads are destroyed
 };

@@ -1,5 +1,6 @@
 // The running part of an attempt: its trainers, from their start to the end of the last one.
 #include <signal.h>
+#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <thread>
@@ -101,10 +102,9 @@ v1::Finished Attempt::RunGang() {
   }
   {
     absl::MutexLock lock(&mu_);
-    commits_closed_ = true;
     pids_.clear();
   }
-  committer_.StopAndJoin();  // before the link that it writes to goes
+  FinishCommits();
   return Outcome();
 }
 
@@ -174,6 +174,7 @@ void Attempt::HandleFrame(Rank& rank, const RankFrame& frame) {
   } else if (const auto* checkpoint = std::get_if<CheckpointFrame>(&frame)) {
     absl::MutexLock lock(&mu_);
     commits_.push_back(*checkpoint);
+    ++unanswered_commits_;
   }
 }
 
@@ -278,14 +279,46 @@ void Attempt::SignalRanks(int signal) {
   for (const Rank& rank : ranks_) rank.process->SignalGroup(signal);
 }
 
-v1::Finished Attempt::Outcome() const {
-  if (failure_.has_value()) return Failed(*failure_);
-  const bool all_done = std::all_of(ranks_.begin(), ranks_.end(), [](const Rank& rank) {
+bool Attempt::EndedWell() const {
+  return !failure_.has_value() && std::all_of(ranks_.begin(), ranks_.end(), [](const Rank& rank) {
     const ExitStatus& status = rank.process->exit_status();
     return rank.done.has_value() && !rank.done->stopped && status.signal == 0 &&
            status.code == kExitDone;
   });
-  if (all_done) {  // even when a stop came at the last moment
+}
+
+void Attempt::FinishCommits() {
+  for (Rank& rank : ranks_) rank.link_open = false;  // all that they sent has been read
+  const bool wanted = EndedWell();
+  {
+    absl::MutexLock lock(&mu_);
+    commits_closed_ = true;
+    if (!wanted) commits_.clear();
+  }
+  if (!wanted) committer_.RequestStop();
+  while (true) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (commits_done_) break;
+      if (stop_.has_value()) {
+        commits_.clear();
+        committer_.RequestStop();
+      }
+    }
+    WaitForNews({}, absl::InfiniteDuration());
+  }
+  committer_.StopAndJoin();  // before the link that it writes to goes
+}
+
+v1::Finished Attempt::Outcome() const {
+  if (failure_.has_value()) return Failed(*failure_);
+  bool published;
+  {
+    absl::MutexLock lock(&mu_);
+    published = unanswered_commits_ == 0;
+  }
+  // Even when a stop came at the last moment; but not when it cut off the last checkpoint.
+  if (EndedWell() && published) {
     v1::Finished finished;
     finished.set_succeeded(true);
     return finished;
@@ -302,7 +335,11 @@ void Attempt::CommitLoop(const StopToken& stop) {
     {
       absl::MutexLock lock(&mu_);
       mu_.Await(absl::Condition(this, &Attempt::CommitDueLocked));
-      if (commits_closed_) return;
+      if (commits_.empty()) {
+        commits_done_ = true;
+        ::eventfd_write(wake_.get(), 1);
+        return;
+      }
       frame = commits_.front();
       commits_.pop_front();
     }
@@ -327,6 +364,11 @@ void Attempt::CommitLoop(const StopToken& stop) {
       result.error = std::string(committed.status().message());
       SY_LOG(WARNING) << "checkpoint refused: " << committed.status() << " job=" << id_.job
                       << " attempt=" << id_.number << " step=" << frame.step;
+    }
+    {
+      absl::MutexLock lock(&mu_);
+      if (committed.ok() || !stop.StopRequested()) --unanswered_commits_;
+      if (commits_closed_) continue;  // nobody is there to hear of it
     }
     for (const Rank& rank : ranks_) {
       if (rank.rank != 0) continue;
