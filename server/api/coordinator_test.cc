@@ -751,6 +751,46 @@ TEST_F(CoordinatorTest, LogsAreReadByExactPositionsAndFollowed) {
   EXPECT_EQ(ReasonOf(stream->Finish()), "ATTEMPT_NOT_FOUND");
 }
 
+TEST_F(CoordinatorTest, AFollowerFromTheQueueReadsEveryAttempt) {
+  v1::JobSpec spec = MakeSpec();
+  spec.mutable_retry()->set_max_retries(1);
+  const std::string job = Submit("j", spec);
+  v1::ReadLogsRequest request;
+  request.set_name(job);
+  request.set_follow(true);
+  v1::LogPosition* start = request.add_positions();  // before there is an attempt
+  start->set_attempt(1);
+  start->set_stream("stdout");
+  auto call = MakeCall();
+  auto stream = jobs_->ReadLogs(call.get(), request);
+
+  FakeAgent agent(server_->agent_listen(), "a", 2);
+  for (int attempt : {1, 2}) {
+    const v1::Assign assign = agent.AwaitAssign();
+    agent.Prepare(job, attempt);
+    agent.AwaitStart();
+    agent.Run(job, attempt);
+    agent.Log(job, attempt, 0, 0, absl::StrCat("attempt ", attempt, "\n"));
+    if (attempt == 1) {
+      v1::Failure* failure = agent.Say(job, 1).mutable_rank_failed()->mutable_failure();
+      failure->set_reason(v1::TRAINER_SIGNAL);
+      agent.Finish(job, 1, false);
+    } else {
+      ASSERT_TRUE(agent.Commit(assign, 1, true).ok());
+      agent.Finish(job, 2, true);
+    }
+  }
+  std::string logs;
+  v1::ReadLogsResponse response;
+  while (stream->Read(&response)) {
+    EXPECT_EQ(response.position().attempt(), logs.empty() ? 1 : 2);
+    logs += response.data();
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(logs, "attempt 1\nattempt 2\n");
+  EXPECT_EQ(State(job), v1::Job::SUCCEEDED);
+}
+
 TEST_F(CoordinatorTest, AStaleAgentIsToldSo) {
   FakeAgent agent(server_->agent_listen(), "a", 2);
   v1::ReportRequest report;
