@@ -15,7 +15,7 @@ constexpr int kThreads = 512;
 // One cluster of kCluster blocks per row; thread i of block b holds the pieces of eight logits
 // number (v * kCluster + b) * kThreads + i, v < kVecs.
 template <int kCluster, int kVecs>
-__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads)
+__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, kVecs <= 5 ? 3 : 2)
     CrossEntropyKernel(const CrossEntropyParams p) {
   namespace cg = cooperative_groups;
   __shared__ float shared[32];
@@ -173,7 +173,7 @@ cudaError_t CrossEntropy(const CrossEntropyParams& p, cudaStream_t stream) {
   constexpr int kPiece = 8 * kThreads;
   if (p.vocabulary <= 2 * kPiece) return LaunchRows<1, 2>(p, stream);
   if (p.vocabulary <= 10 * kPiece) return LaunchRows<1, 10>(p, stream);
-  if (p.vocabulary <= 40 * kPiece) return LaunchRows<4, 10>(p, stream);
+  if (p.vocabulary <= 40 * kPiece) return LaunchRows<8, 5>(p, stream);
   if (p.vocabulary <= 80 * kPiece) return LaunchRows<8, 10>(p, stream);
   return cudaErrorInvalidValue;
 }
