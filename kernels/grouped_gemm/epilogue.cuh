@@ -115,6 +115,12 @@ class BulkWriter {
       cute::tma_store_arrive();
     }
   }
+  // Both blocks at once, when no copy reads them any more; Send then takes the one given by `turn`.
+  __device__ __forceinline__ Bf16* Both() {
+    Finish();
+    return staging_;
+  }
+  __device__ __forceinline__ void Choose(int turn) { turn_ = turn; }
   // Before the block ends: its shared memory must outlive the copies.
   __device__ __forceinline__ void Finish() {
     if (threadIdx.x % 32 == 0) cute::tma_store_wait<0>();
@@ -292,8 +298,10 @@ struct SwiGluGradOut {
   int ffn;
 };
 
+// Dims of map_dz: ffn, 2, rows; of map_h: ffn, 1, rows.
 template <class Accumulators>
-__device__ __forceinline__ void SwiGluGradTile(const Accumulators& acc, Bf16* buffer,
+__device__ __forceinline__ void SwiGluGradTile(const Accumulators& acc, BulkWriter& writer,
+                                               const CUtensorMap* map_dz, const CUtensorMap* map_h,
                                                const SwiGluGradOut& out, const WarpRows& rows,
                                                int column) {
   const int lane = threadIdx.x % 32;
@@ -301,12 +309,13 @@ __device__ __forceinline__ void SwiGluGradTile(const Accumulators& acc, Bf16* bu
   const float weight[2] = {RowWeight(out.row_weight, rows, lane / 4),
                            RowWeight(out.row_weight, rows, lane / 4 + 8)};
   float dp[2] = {0.f, 0.f};
-  Bf16* second = buffer + kChunkElements;
   ChunkWords next_gate = ReadChunk(out.z, ld, rows, column, out.ffn);
   ChunkWords next_up = ReadChunk(out.z + out.ffn, ld, rows, column, out.ffn);
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     const int at = column + c * kChunk;
+    Bf16* buffer = writer.Both();
+    Bf16* second = buffer + kChunkElements;
     PutChunk(buffer, next_gate);
     PutChunk(second, next_up);
     __syncwarp();
@@ -340,16 +349,15 @@ __device__ __forceinline__ void SwiGluGradTile(const Accumulators& acc, Bf16* bu
       next_gate = ReadChunk(out.z, ld, rows, at + kChunk, out.ffn);
       next_up = ReadChunk(out.z + out.ffn, ld, rows, at + kChunk, out.ffn);
     }
-    __syncwarp();
-    WriteChunk(buffer, out.dz, ld, rows, at, out.ffn);
-    WriteChunk(second, out.dz + out.ffn, ld, rows, at, out.ffn);
-    __syncwarp();
+    writer.Choose(0);
+    SendRows(writer, map_dz, buffer, out.dz, ld, rows, at, out.ffn, 0);
+    writer.Choose(1);
+    SendRows(writer, map_dz, second, out.dz + out.ffn, ld, rows, at, out.ffn, 1);
     if (out.h != nullptr) {
+      buffer = writer.Next();
 #pragma unroll
       for (int j = 0; j < 4; ++j) StorePiece(buffer, j, h[j]);
-      __syncwarp();
-      WriteChunk(buffer, out.h, out.ffn, rows, at, out.ffn);
-      __syncwarp();
+      SendRows(writer, map_h, buffer, out.h, out.ffn, rows, at, out.ffn, 0);
     }
   }
   if (out.dp_partial == nullptr) return;

@@ -67,6 +67,13 @@ cudaError_t GroupedDownGrad(const GroupedDownGradParams& p, cudaStream_t stream)
   if (error != cudaSuccess) return error;
   error = EncodeTensorMap(&map_b, p.w2, {p.ffn, p.hidden, p.experts}, {64, kTileK, 1});
   if (error != cudaSuccess) return error;
+  OutputMaps maps{};
+  error = EncodeTensorMap(&maps.first, p.dz, {p.ffn, 2, p.max_rows}, {kChunk, 1, 16});
+  if (error != cudaSuccess) return error;
+  if (p.h != nullptr) {
+    error = EncodeTensorMap(&maps.second, p.h, {p.ffn, 1, p.max_rows}, {kChunk, 1, 16});
+    if (error != cudaSuccess) return error;
+  }
   KernelParams kernel{};
   kernel.offsets = p.offsets;
   kernel.max_rows = p.max_rows;
@@ -76,7 +83,7 @@ cudaError_t GroupedDownGrad(const GroupedDownGradParams& p, cudaStream_t stream)
   kernel.n = p.ffn;
   kernel.columns = static_cast<int>(CeilDiv(p.ffn, kTileN));
   kernel.swiglu_grad = {p.z, p.dz, p.h, p.dp_partial, p.row_weight, p.ffn};
-  return Launch<Product::kDownGrad, Bf16>(map_a, map_b, OutputMaps{}, kernel, p.num_sms, stream);
+  return Launch<Product::kDownGrad, Bf16>(map_a, map_b, maps, kernel, p.num_sms, stream);
 }
 
 }  // namespace switchyard::kernels

@@ -69,8 +69,8 @@ struct KernelParams {
 
 // Where finished tiles go by bulk copy, in boxes of 128 bytes by 16 rows; unused ones stay zero.
 struct OutputMaps {
-  CUtensorMap first;   // kSwiGlu: z
-  CUtensorMap second;  // kSwiGlu: h
+  CUtensorMap first;   // kSwiGlu: z; kDownGrad: dz
+  CUtensorMap second;  // kSwiGlu, kDownGrad: h
 };
 
 using Barrier = cutlass::arch::ClusterBarrier;
@@ -221,7 +221,7 @@ __device__ __forceinline__ void ZeroTail(uint8_t* half_a, uint8_t* b, int valid,
 
 template <Product kProduct, class Out, class Accumulators>
 __device__ __forceinline__ void Finish(const OutputMaps& maps, const KernelParams& p,
-                                       const Accumulators& acc, BulkWriter& writer, Bf16* staging,
+                                       const Accumulators& acc, BulkWriter& writer,
                                        const Tile& tile, int warp_row) {
   const WarpRows rows{int64_t{tile.row0} + warp_row, tile.rows - warp_row};
   if (rows.rows <= 0) return;
@@ -231,7 +231,7 @@ __device__ __forceinline__ void Finish(const OutputMaps& maps, const KernelParam
   } else if constexpr (kProduct == Product::kDownGrad) {
     SwiGluGradOut out = p.swiglu_grad;
     if (out.dp_partial != nullptr) out.dp_partial += tile.column * p.max_rows;
-    SwiGluGradTile(acc, staging, out, rows, column);
+    SwiGluGradTile(acc, writer, &maps.first, &maps.second, out, rows, column);
   } else if constexpr (std::is_same_v<Out, float>) {
     // Weight gradients by expert; the splits of a plain product.
     const int slab = kProduct == Product::kWeightGrad ? tile.expert : tile.split;
@@ -314,8 +314,7 @@ __device__ __forceinline__ void Consume(const OutputMaps& maps, const KernelPara
     cute::warpgroup_wait<0>();
     cute::warpgroup_fence_operand(acc);
     if (previous >= 0) ReleaseStage(shared, previous);
-    Finish<kProduct, Out>(maps, p, acc, writer, shared.staging[warp], tile,
-                          64 * warpgroup + 16 * (warp % 4));
+    Finish<kProduct, Out>(maps, p, acc, writer, tile, 64 * warpgroup + 16 * (warp % 4));
   }
   writer.Finish();
 }

@@ -105,13 +105,16 @@ __global__ void __launch_bounds__(kThreads) NormGradKernel(const RmsNormGradPara
     const int64_t token = first + threadIdx.x / (32 * kRowWarps);
     const bool live = token < p.tokens;
     const float rstd = live ? p.rstd[token] : 0.f;
-    uint4 s_words[kVecs], d_words[kVecs];
+    uint4 s_words[kVecs], d_words[kVecs], passed_words[kVecs];
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       const int column = 8 * (row_lane + 32 * kRowWarps * v);
       const bool exists = live && column < p.hidden;
       s_words[v] = exists ? LoadWords(p.sum + token * p.hidden + column) : make_uint4(0, 0, 0, 0);
       d_words[v] = exists ? LoadWords(p.dout + token * p.hidden + column) : make_uint4(0, 0, 0, 0);
+      passed_words[v] = exists && p.d_sum != nullptr
+                            ? LoadWords(p.d_sum + token * p.hidden + column)
+                            : make_uint4(0, 0, 0, 0);
     }
     float dot = 0.f;
 #pragma unroll
@@ -135,11 +138,11 @@ __global__ void __launch_bounds__(kThreads) NormGradKernel(const RmsNormGradPara
     for (int v = 0; v < kVecs; ++v) {
       const int column = 8 * (row_lane + 32 * kRowWarps * v);
       if (!live || column >= p.hidden) continue;
-      float s[8], d[8], w[8], out[8] = {};
+      float s[8], d[8], w[8], out[8];
       Unpack8(s_words[v], s);
       Unpack8(d_words[v], d);
       Load8(p.weight + column, w);
-      if (p.d_sum != nullptr) Load8(p.d_sum + token * p.hidden + column, out);
+      Unpack8(passed_words[v], out);
 #pragma unroll
       for (int i = 0; i < 8; ++i) out[i] += rstd * (d[i] * (w[i] + added) - s[i] * rstd * mean);
       Store8(p.dx + token * p.hidden + column, out);

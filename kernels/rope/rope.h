@@ -31,7 +31,7 @@ struct RopeParams {
 cudaError_t Rope(const RopeParams& p, cudaStream_t stream);
 
 // Rows of RopeGrad's workspace.
-constexpr int kRopeGradBlocks = 528;
+constexpr int kRopeGradBlocks = 264;
 
 // Gradients of q and k, to the strides of the forward's inputs, and of the norm weights. rstd is
 // computed again from q and k.
