@@ -73,12 +73,15 @@ __global__ void __launch_bounds__(kThreads) AdamWKernel(const AdamWParams<Grad, 
   Eight weight, remainder;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    bits[i] = sizeof(Moment) == 2 ? RoundingBits(p.seed, p.first_index + at + i) : 0;
-    g[i] *= scale;
-    m[i] = p.beta1 * m[i] + (1.f - p.beta1) * g[i];
-    v[i] = p.beta2 * v[i] + (1.f - p.beta2) * g[i] * g[i];
-    w[i] -= p.learning_rate * p.weight_decay * w[i];
-    w[i] -= p.learning_rate * (m[i] / p.correction1) / (sqrtf(v[i] / p.correction2) + p.eps);
+    bits[i] = sizeof(Moment) == 2 ? RoundingBits(p.key, p.first_index + at + i) : 0;
+    // Each operation rounded by itself: no fused multiply-add, so that the bits are the CPU's.
+    const AdamWScalars& c = p.scalars;
+    g[i] = __fadd_rn(__fmul_rn(g[i], scale), __fmul_rn(c.l2, w[i]));
+    w[i] = __fmul_rn(w[i], c.weight_keep);
+    m[i] = __fadd_rn(m[i], __fmul_rn(c.beta1_weight, __fsub_rn(g[i], m[i])));
+    v[i] = __fadd_rn(__fmul_rn(v[i], c.beta2), __fmul_rn(__fmul_rn(c.beta2_weight, g[i]), g[i]));
+    const float denominator = __fadd_rn(__fdiv_rn(__fsqrt_rn(v[i]), c.sqrt_correction2), c.eps);
+    w[i] = __fsub_rn(w[i], __fdiv_rn(__fmul_rn(c.step_size, m[i]), denominator));
     const uint32_t master = __float_as_uint(w[i]);
     if (p.remainder != nullptr) {
       weight.half[i] = (master + 0x8000u) >> 16;

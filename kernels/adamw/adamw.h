@@ -5,9 +5,10 @@
 //
 // Clipping and the non-finite check come folded in from GradNorm: the update reads `control` on the
 // device; when the norm is not finite nothing is changed. Moments are float or Bf16; Bf16 moments
-// are rounded stochastically with bits that depend only on (seed, step, index): deterministic. size
-// % 8 == 0, pointers are 16-byte aligned. Allocates nothing; asynchronous on `stream`. Errors:
-// cudaErrorInvalidValue for an unsupported size, else the launch error.
+// are rounded stochastically with bits that depend only on (key, index). No operation is fused or
+// reordered: the results are the CPU's, bit for bit. size % 8 == 0, pointers are 16-byte aligned.
+// Allocates nothing; asynchronous on `stream`. Errors: cudaErrorInvalidValue for an unsupported
+// size, else the launch error.
 #ifndef SWITCHYARD_KERNELS_ADAMW_ADAMW_H_
 #define SWITCHYARD_KERNELS_ADAMW_ADAMW_H_
 
@@ -34,17 +35,33 @@ SY_HOST_DEVICE inline float JoinMaster(Bf16 weight, int16_t remainder) {
                    static_cast<uint32_t>(static_cast<int32_t>(remainder)));
 }
 
-// Random bits of element `index`, equal on CPU and GPU: the low half rounds m, the high half v.
-SY_HOST_DEVICE inline uint32_t RoundingBits(uint64_t seed, uint64_t index) {
-  uint64_t x = index + seed * 0x9e3779b97f4a7c15ull;
+// Random bits of element `index` (SplitMix64), equal on CPU and GPU: the low half rounds m, the
+// high half v. `key` mixes seed, update and parameter; worker/trainer/optim draws the same.
+SY_HOST_DEVICE inline uint32_t RoundingBits(uint64_t key, uint64_t index) {
+  uint64_t x = key + (index + 1) * 0x9e3779b97f4a7c15ull;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<uint32_t>(x >> 32);
+  return static_cast<uint32_t>(x ^ (x >> 31));
 }
 // Rounds up with the probability that the cut bits say; `bits` in [0, 65535].
 SY_HOST_DEVICE inline Bf16 RoundStochastic(float value, uint32_t bits) {
   return Bf16{static_cast<uint16_t>((FloatBits(value) + bits) >> 16)};
 }
+
+// Scalars of one update, rounded to fp32 by the caller (torch.optim.AdamW's operations, in its
+// order):
+//   g = grad * scale + l2 * w;  w *= weight_keep;  m += beta1_weight * (g - m);
+//   v = v * beta2 + beta2_weight * g * g;  w -= step_size * m / (sqrt(v) / sqrt_correction2 + eps)
+struct AdamWScalars {
+  float weight_keep;   // 1 - learning rate * decay; 1 for Adam
+  float l2;            // decay that is added to the gradient; 0 for AdamW
+  float beta1_weight;  // 1 - beta1
+  float beta2;
+  float beta2_weight;      // 1 - beta2
+  float sqrt_correction2;  // sqrt(1 - beta2^update)
+  float eps;
+  float step_size;  // learning rate / (1 - beta1^update)
+};
 
 template <class Grad, class Moment>
 struct AdamWParams {
@@ -55,10 +72,9 @@ struct AdamWParams {
   const Grad* grad;            // in      [size]
   const StepControl* control;  // in      one, on the device; null: scale 1, apply
   int64_t size;
-  uint64_t seed;         // of the stochastic rounding; mix the step in
-  uint64_t first_index;  // index of element 0 in the whole parameter, so shards draw the same bits
-  float learning_rate, beta1, beta2, eps, weight_decay;
-  float correction1, correction2;  // 1 - beta^step
+  uint64_t key;          // of the stochastic rounding
+  uint64_t first_index;  // of element 0 in the whole parameter: shards draw what the whole would
+  AdamWScalars scalars;
 };
 cudaError_t AdamW(const AdamWParams<float, float>& p, cudaStream_t stream);
 cudaError_t AdamW(const AdamWParams<float, Bf16>& p, cudaStream_t stream);

@@ -31,13 +31,30 @@ void RunAdamW(Bench& bench, bool master, const char* name, const char* dtype) {
                               kSize,
                               1,
                               0,
-                              1e-5f,
-                              0.9f,
-                              0.95f,
-                              1e-8f,
-                              0.01f,
-                              0.5f,
-                              0.5f};
+                              {0.9999f, 0.f, 0.1f, 0.95f, 0.05f, 0.7f, 1e-8f, 1e-5f}};
+  // All elements are equal, so the first eight, by the loops, tell of all.
+  std::vector<Bf16> want(8, Bf16{0x3c3c});
+  std::vector<int16_t> want_remainder(8, -1);
+  std::vector<Moment> want_m(8), want_v(8);
+  std::vector<Grad> eight(8);
+  for (auto* data : {static_cast<void*>(want_m.data()), static_cast<void*>(want_v.data())}) {
+    std::memset(data, 0x3c, 8 * sizeof(Moment));
+  }
+  std::memset(eight.data(), 0x3c, 8 * sizeof(Grad));
+  AdamWRef(AdamWParams<Grad, Moment>{want.data(),
+                                     master ? want_remainder.data() : nullptr,
+                                     want_m.data(),
+                                     want_v.data(),
+                                     eight.data(),
+                                     nullptr,
+                                     8,
+                                     1,
+                                     0,
+                                     {0.9999f, 0.f, 0.1f, 0.95f, 0.05f, 0.7f, 1e-8f, 1e-5f}});
+  CudaOrDie(AdamW(p, nullptr), "adamw");
+  std::vector<Bf16> got(8);
+  CudaOrDie(cudaMemcpy(got.data(), weight.get(), 16, cudaMemcpyDeviceToHost), "download");
+  bench.Check(name, BitDifference(got, want));
   const double bytes =
       double(kSize) * (2 * 2 + (master ? 2 * 2 : 0) + 4 * sizeof(Moment) + sizeof(Grad));
   bench.Run({name, "512 Mi parameters", dtype, 0, bytes},

@@ -23,15 +23,17 @@ template <class Grad, class Moment>
 void AdamWRef(const AdamWParams<Grad, Moment>& p) {
   if (p.control != nullptr && p.control->apply == 0) return;
   const float scale = p.control != nullptr ? p.control->scale : 1.f;
+  const AdamWScalars& c = p.scalars;
   for (int64_t i = 0; i < p.size; ++i) {
-    const float g = ToFloat(p.grad[i]) * scale;
-    const float m = p.beta1 * ToFloat(p.m[i]) + (1.f - p.beta1) * g;
-    const float v = p.beta2 * ToFloat(p.v[i]) + (1.f - p.beta2) * g * g;
     float w =
         p.remainder != nullptr ? JoinMaster(p.weight[i], p.remainder[i]) : ToFloat(p.weight[i]);
-    w -= p.learning_rate * p.weight_decay * w;
-    w -= p.learning_rate * (m / p.correction1) / (std::sqrt(v / p.correction2) + p.eps);
-    const uint32_t bits = RoundingBits(p.seed, p.first_index + i);
+    const float g = ToFloat(p.grad[i]) * scale + c.l2 * w;
+    w *= c.weight_keep;
+    const float old_m = ToFloat(p.m[i]);
+    const float m = old_m + c.beta1_weight * (g - old_m);
+    const float v = ToFloat(p.v[i]) * c.beta2 + c.beta2_weight * g * g;
+    w -= c.step_size * m / (std::sqrt(v) / c.sqrt_correction2 + c.eps);
+    const uint32_t bits = RoundingBits(p.key, p.first_index + i);
     p.m[i] = StoreMoment<Moment>(m, bits & 0xffffu);
     p.v[i] = StoreMoment<Moment>(v, bits >> 16);
     if (p.remainder != nullptr) {

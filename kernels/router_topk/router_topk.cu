@@ -152,11 +152,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block: offsets by a scan over the experts' totals, and the auxiliary loss.
+// One block: offsets by a scan over the experts' totals.
 __global__ void __launch_bounds__(kMaxExperts)
     FinishLayout(const RouterTopKParams p, const int32_t* totals, const float* mass) {
   __shared__ int32_t sums[kMaxExperts];
-  __shared__ float shared[32];
   const int e = threadIdx.x;
   const int32_t count = e < p.experts ? totals[e] : 0;
   sums[e] = count;
@@ -169,12 +168,7 @@ __global__ void __launch_bounds__(kMaxExperts)
   }
   if (e < p.experts) p.offsets[e + 1] = sums[e];
   if (e == 0) p.offsets[0] = 0;
-  if (p.aux_loss == nullptr) return;
-  const float tokens = fmaxf(static_cast<float>(p.tokens), 1.f);
-  const float share = p.experts * (count / tokens);
-  if (e < p.experts) p.aux_grad[e] = share / tokens;
-  const float aux = BlockSum(e < p.experts ? share * (mass[e] / tokens) : 0.f, shared);
-  if (e == 0) *p.aux_loss = aux;
+  if (p.prob_sums != nullptr && e < p.experts) p.prob_sums[e] = mass[e];
 }
 
 // One warp per segment gives its copies their rows, 32 copies at a time, in order.
@@ -216,7 +210,7 @@ __global__ void __launch_bounds__(kThreads) GradKernel(const RouterTopKGradParam
 #pragma unroll
   for (int j = 0; j < kPer; ++j) {
     const int e = lane + 32 * j;
-    d[j] = p.aux_grad != nullptr && e < p.experts ? p.aux_scale * p.aux_grad[e] : 0.f;
+    d[j] = p.d_prob != nullptr && e < p.experts ? p.d_prob[e] : 0.f;
   }
   const int my_id = lane < p.top_k ? p.ids[token * p.top_k + lane] : -1;
   const float my_grad = lane < p.top_k ? p.d_weights[token * p.top_k + lane] : 0.f;

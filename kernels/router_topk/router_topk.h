@@ -1,5 +1,6 @@
-// The router behind its logits: softmax, top-k, the auxiliary loss, and the layout of the token
-// copies by expert. Everything is deterministic: integer counts, and float sums in a fixed order.
+// The router behind its logits: softmax, top-k, the sums an auxiliary loss is made of, and the layout
+// of the token copies by expert. Everything is deterministic: integer counts, and float sums in a
+// fixed order.
 //
 //   p = softmax(logits) in fp32;  the top_k largest, descending, the lower expert first among
 //   equals; weight = p of the chosen, divided by their sum when `normalize`, rounded to bf16 when
@@ -26,11 +27,9 @@ struct RouterTopKParams {
   float* weights;      // out  [tokens, top_k]
   int32_t* row_of;     // out  [tokens * top_k], expert-major row of each copy
   int32_t* offsets;    // out  [experts + 1], first row of each expert
-  // The auxiliary loss of Hugging Face, experts * sum over e of f[e] * P[e], f[e] = copies of e /
-  // tokens, P[e] = mean of p[:, e]; top_k at balance. And its derivative by p[t, e], the same for
-  // all t.
-  float* aux_loss;  // out  one; null: not computed
-  float* aux_grad;  // out  [experts], f[e] * experts / tokens; null with aux_loss
+  float*
+      prob_sums;  // out  [experts], sum over the tokens of p: what an auxiliary loss needs beside
+                  //      the counts in `offsets`; null: not wanted
   // scratch: RouterWorkspaceBytes(tokens, experts), 4-byte aligned
   void* workspace;
   int64_t tokens;
@@ -42,15 +41,15 @@ constexpr int64_t RouterWorkspaceBytes(int64_t tokens, int experts) {
 }
 cudaError_t RouterTopK(const RouterTopKParams& p, cudaStream_t stream);
 
-// d_logits from the gradient of the weights and of the auxiliary loss. p is computed again from the
-// logits; the choice is replayed from ids. Rounding of the weights passes gradients unchanged.
+// d_logits from the gradient of the weights and, the same for all tokens, of the probabilities. p
+// is computed again from the logits; the choice is replayed from ids. Rounding of the weights
+// passes gradients unchanged.
 struct RouterTopKGradParams {
   const Bf16* logits;      // in   [tokens, experts]
   const int32_t* ids;      // in   [tokens, top_k]
   const float* d_weights;  // in   [tokens, top_k]
-  const float* aux_grad;   // in   [experts]; null: no auxiliary loss
-  float aux_scale;         // gradient of the total loss by aux_loss
-  Bf16* d_logits;          // out  [tokens, experts]; may be logits
+  const float* d_prob;  // in   [experts], by any one token's p, of the auxiliary loss; null: none
+  Bf16* d_logits;       // out  [tokens, experts]; may be logits
   int64_t tokens;
   int experts, top_k;
   bool normalize;

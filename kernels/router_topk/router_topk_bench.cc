@@ -15,29 +15,27 @@ void RunShape(Bench& bench, int64_t tokens) {
   const std::vector<Bf16> host = NormalBf16(tokens * kExperts, 1.f, random);
   DeviceArray<Bf16> logits(host), d_logits(host.size());
   DeviceArray<int32_t> ids(copies), row_of(copies), offsets(kExperts + 1);
-  DeviceArray<float> weights(copies), aux(1), aux_grad(kExperts);
+  DeviceArray<float> weights(copies), sums(kExperts);
   DeviceArray<uint8_t> workspace(RouterWorkspaceBytes(tokens, kExperts));
   auto forward = [&] {
-    CudaOrDie(
-        RouterTopK({logits.get(), ids.get(), weights.get(), row_of.get(), offsets.get(), aux.get(),
-                    aux_grad.get(), workspace.get(), tokens, kExperts, kTopK, true, true},
-                   nullptr),
-        "router");
+    CudaOrDie(RouterTopK({logits.get(), ids.get(), weights.get(), row_of.get(), offsets.get(),
+                          sums.get(), workspace.get(), tokens, kExperts, kTopK, true, true},
+                         nullptr),
+              "router");
   };
   forward();
   std::vector<int32_t> want_ids(copies), want_rows(copies), want_offsets(kExperts + 1);
   std::vector<float> want_weights(copies);
   RouterTopKRef({host.data(), want_ids.data(), want_weights.data(), want_rows.data(),
-                 want_offsets.data(), nullptr, nullptr, nullptr, tokens, kExperts, kTopK, true,
-                 true});
+                 want_offsets.data(), nullptr, nullptr, tokens, kExperts, kTopK, true, true});
   bench.Check("router ids", BitDifference(ids.Download(), want_ids));
   bench.Check("router rows", BitDifference(row_of.Download(), want_rows));
   const std::string shape = "T " + std::to_string(tokens) + " E 128 K 8";
   bench.Run({"router top-k + layout", shape, "bf16", 0, 2. * tokens * kExperts + 12. * copies},
             forward);
   bench.Run({"router grad", shape, "bf16", 0, 4. * tokens * kExperts + 8. * copies}, [&] {
-    CudaOrDie(RouterTopKGrad({logits.get(), ids.get(), weights.get(), aux_grad.get(), 1.f,
-                              d_logits.get(), tokens, kExperts, kTopK, true},
+    CudaOrDie(RouterTopKGrad({logits.get(), ids.get(), weights.get(), sums.get(), d_logits.get(),
+                              tokens, kExperts, kTopK, true},
                              nullptr),
               "router grad");
   });

@@ -44,21 +44,16 @@ void RouterTopKRef(const RouterTopKParams& p) {
   for (int e = 0; e < p.experts; ++e) p.offsets[e + 1] = p.offsets[e] + counts[e];
   std::vector<int32_t> next(p.offsets, p.offsets + p.experts);
   for (int64_t n = 0; n < p.tokens * p.top_k; ++n) p.row_of[n] = next[p.ids[n]]++;
-  if (p.aux_loss == nullptr) return;
-  double aux = 0;
-  const double tokens = std::max<double>(static_cast<double>(p.tokens), 1.);
-  for (int e = 0; e < p.experts; ++e) {
-    aux += p.experts * (counts[e] / tokens) * (mass[e] / tokens);
-    p.aux_grad[e] = static_cast<float>(p.experts * (counts[e] / tokens) / tokens);
+  for (int e = 0; e < p.experts && p.prob_sums != nullptr; ++e) {
+    p.prob_sums[e] = static_cast<float>(mass[e]);
   }
-  *p.aux_loss = static_cast<float>(aux);
 }
 
 void RouterTopKGradRef(const RouterTopKGradParams& p) {
   for (int64_t t = 0; t < p.tokens; ++t) {
     const std::vector<float> prob = Softmax(p.logits + t * p.experts, p.experts);
     std::vector<float> d(p.experts, 0.f);
-    for (int e = 0; e < p.experts && p.aux_grad != nullptr; ++e) d[e] = p.aux_scale * p.aux_grad[e];
+    for (int e = 0; e < p.experts && p.d_prob != nullptr; ++e) d[e] = p.d_prob[e];
     float sum = 0.f, inner = 0.f;
     for (int k = 0; k < p.top_k; ++k) sum += prob[p.ids[t * p.top_k + k]];
     for (int k = 0; k < p.top_k; ++k) {

@@ -43,17 +43,16 @@ TEST_F(RouterTest, ChoosesAndPlacesAsTheLoopsDo) {
         const int64_t copies = s.tokens * s.top_k;
         const std::vector<Bf16> logits = MakeLogits(kind, s, random);
         std::vector<int32_t> ids(copies), row_of(copies), offsets(s.experts + 1);
-        std::vector<float> weights(copies), aux(1), aux_grad(s.experts);
+        std::vector<float> weights(copies), sums(s.experts);
         RouterTopKRef({logits.data(), ids.data(), weights.data(), row_of.data(), offsets.data(),
-                       aux.data(), aux_grad.data(), nullptr, s.tokens, s.experts, s.top_k,
-                       normalize, normalize});
+                       sums.data(), nullptr, s.tokens, s.experts, s.top_k, normalize, normalize});
         DeviceArray<Bf16> dlogits(logits);
         DeviceArray<int32_t> dids(copies), drow(copies), doffsets(s.experts + 1);
-        DeviceArray<float> dweights(copies), daux(1), daux_grad(s.experts);
+        DeviceArray<float> dweights(copies), dsums(s.experts);
         DeviceArray<uint8_t> workspace(RouterWorkspaceBytes(s.tokens, s.experts));
         ASSERT_EQ(RouterTopK({dlogits.get(), dids.get(), dweights.get(), drow.get(), doffsets.get(),
-                              daux.get(), daux_grad.get(), workspace.get(), s.tokens, s.experts,
-                              s.top_k, normalize, normalize},
+                              dsums.get(), workspace.get(), s.tokens, s.experts, s.top_k, normalize,
+                              normalize},
                              nullptr),
                   cudaSuccess);
         EXPECT_EQ(dids.Download(), ids) << s.tokens << " " << s.experts;
@@ -61,8 +60,7 @@ TEST_F(RouterTest, ChoosesAndPlacesAsTheLoopsDo) {
         EXPECT_EQ(doffsets.Download(), offsets);
         EXPECT_EQ(Difference(dweights.Download(), weights, 1e-7f, normalize ? 1.f / 128 : 1e-5f),
                   "");
-        EXPECT_EQ(Difference(daux.Download(), aux, 1e-6f, 1e-5f), "");
-        EXPECT_EQ(Difference(daux_grad.Download(), aux_grad, 1e-9f, 1e-5f), "");
+        EXPECT_EQ(Difference(dsums.Download(), sums, 1e-5f, 1e-5f), "");
       }
     }
   }
@@ -75,18 +73,18 @@ TEST_F(RouterTest, GradientMatchesTheLoops) {
       const int64_t copies = s.tokens * s.top_k;
       const std::vector<Bf16> logits = MakeLogits(Logits::kRandom, s, random);
       std::vector<int32_t> ids(copies), row_of(copies), offsets(s.experts + 1);
-      std::vector<float> weights(copies), aux(1), aux_grad(s.experts);
+      std::vector<float> weights(copies), sums(s.experts);
       RouterTopKRef({logits.data(), ids.data(), weights.data(), row_of.data(), offsets.data(),
-                     aux.data(), aux_grad.data(), nullptr, s.tokens, s.experts, s.top_k, normalize,
-                     normalize});
+                     sums.data(), nullptr, s.tokens, s.experts, s.top_k, normalize, normalize});
       const std::vector<float> d_weights = NormalFloats(copies, 1.f, random);
+      const std::vector<float> d_prob = NormalFloats(s.experts, 1.f, random);
       std::vector<Bf16> d_logits(logits.size());
-      RouterTopKGradRef({logits.data(), ids.data(), d_weights.data(), aux_grad.data(), 3.f,
+      RouterTopKGradRef({logits.data(), ids.data(), d_weights.data(), d_prob.data(),
                          d_logits.data(), s.tokens, s.experts, s.top_k, normalize});
       DeviceArray<Bf16> dlogits(logits), out(logits.size());
       DeviceArray<int32_t> dids(ids);
-      DeviceArray<float> dd_weights(d_weights), daux_grad(aux_grad);
-      ASSERT_EQ(RouterTopKGrad({dlogits.get(), dids.get(), dd_weights.get(), daux_grad.get(), 3.f,
+      DeviceArray<float> dd_weights(d_weights), dd_prob(d_prob);
+      ASSERT_EQ(RouterTopKGrad({dlogits.get(), dids.get(), dd_weights.get(), dd_prob.get(),
                                 out.get(), s.tokens, s.experts, s.top_k, normalize},
                                nullptr),
                 cudaSuccess);
@@ -102,11 +100,10 @@ TEST_F(RouterTest, RowsOfNanStillGetValidIds) {
   DeviceArray<int32_t> ids(s.tokens * s.top_k), row_of(s.tokens * s.top_k), offsets(s.experts + 1);
   DeviceArray<float> weights(s.tokens * s.top_k);
   DeviceArray<uint8_t> workspace(RouterWorkspaceBytes(s.tokens, s.experts));
-  ASSERT_EQ(
-      RouterTopK({logits.get(), ids.get(), weights.get(), row_of.get(), offsets.get(), nullptr,
-                  nullptr, workspace.get(), s.tokens, s.experts, s.top_k, true, true},
-                 nullptr),
-      cudaSuccess);
+  ASSERT_EQ(RouterTopK({logits.get(), ids.get(), weights.get(), row_of.get(), offsets.get(),
+                        nullptr, workspace.get(), s.tokens, s.experts, s.top_k, true, true},
+                       nullptr),
+            cudaSuccess);
   for (const int32_t id : ids.Download()) EXPECT_TRUE(id >= 0 && id < s.experts);
   EXPECT_EQ(offsets.Download().back(), s.tokens * s.top_k);
 }
