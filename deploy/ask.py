@@ -15,6 +15,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 import transformers
 
+transformers.utils.logging.disable_progress_bar()
+
 
 def main():
     if len(sys.argv) < 3:
