@@ -21,6 +21,8 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, kVe
   __shared__ float shared[32];
   __shared__ float2 parts[kCluster];  // each block's (max, sum of exp)
   cg::cluster_group cluster = cg::this_cluster();
+  // Waited for before the first write to a peer: until then it may not have started.
+  cluster.barrier_arrive();
   const int rank = static_cast<int>(cluster.block_rank());
   const int64_t row = blockIdx.x / kCluster;
   Bf16* logits = p.logits + row * p.vocabulary;
@@ -64,6 +66,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, kVe
     for (int i = 0; i < 8; ++i) sum += __expf(z[i] - base);
   }
   sum = BlockSum(sum, shared);
+  cluster.barrier_wait();
   if (threadIdx.x < kCluster)
     *cluster.map_shared_rank(&parts[rank], threadIdx.x) = make_float2(max, sum);
   cluster.sync();
