@@ -1,6 +1,4 @@
-// Writes about attempts: placement, orders, reports, lost nodes.
-#include <algorithm>
-
+// Writes about gangs: placement, and the moves of attempts.
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/log.h"
@@ -13,22 +11,6 @@
 namespace switchyard {
 namespace {
 
-// After a failure the rest of the gang has nothing left to save.
-constexpr absl::Duration kGraceAfterFailure = absl::Seconds(10);
-
-absl::StatusOr<std::vector<AttemptId>> OpenAttemptsOf(Database& db, const NodeId& node) {
-  std::vector<AttemptId> out;
-  ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT p.job, p.attempt FROM placements p JOIN jobs j "
-                                           "ON j.name = p.job WHERE p.node = ? AND p.phase < 5 "
-                                           "ORDER BY j.seq"));
-  query.Bind(node.value());
-  while (true) {
-    ASSIGN_OR_RETURN(const bool row, query.Step());
-    if (!row) return out;
-    out.push_back({JobId(query.TextAt(0)), static_cast<int32_t>(query.IntAt(1))});
-  }
-}
-
 absl::Status ReleaseDevices(Transaction& tx, const AttemptId& id, const NodeId& node) {
   ASSIGN_OR_RETURN(Query query, tx.db.Prepare("DELETE FROM reservations WHERE node = ? AND job = ? "
                                               "AND attempt = ?"));
@@ -37,68 +19,10 @@ absl::Status ReleaseDevices(Transaction& tx, const AttemptId& id, const NodeId& 
   return absl::OkStatus();
 }
 
-// Stores phase, port and outcome; a part that ended lets go of its devices.
-absl::Status UpdatePlacement(Transaction& tx, const PlacementRecord& p) {
-  {
-    ASSIGN_OR_RETURN(Query query,
-                     tx.db.Prepare("UPDATE placements SET phase = ?, port = ?, succeeded = ?, "
-                                   "stopped = ? WHERE job = ? AND attempt = ? AND node = ?"));
-    query.Bind(p.phase, p.port, p.succeeded, p.stopped, p.attempt.job.value(), p.attempt.number,
-               p.node.value());
-    RETURN_IF_ERROR(query.Run().status());
-  }
-  tx.changes.nodes.insert(p.node);
-  if (p.phase < PlacementPhase::kFinished) return absl::OkStatus();
-  return ReleaseDevices(tx, p.attempt, p.node);
-}
-
-// Keeps the first failure only: what follows it is usually its consequence.
-absl::Status SetAttemptFailure(Transaction& tx, const AttemptId& id, const FailureRecord& failure) {
-  ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE attempts SET failure = ? WHERE job = ? AND "
-                                              "number = ? AND failure IS NULL"));
-  return query.Bind(ToRow(failure), id.job.value(), id.number).Run().status();
-}
-
 absl::StatusOr<bool> HasFinalCheckpoint(Database& db, const JobId& job) {
   ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT 1 FROM checkpoints WHERE job = ? AND final = 1 "
                                            "AND state = ?"));
   return query.Bind(job.value(), CheckpointState::kCommitted).Step();
-}
-
-absl::Status LosePlacement(Transaction& tx, PlacementRecord p, const FailureRecord& failure) {
-  p.phase = PlacementPhase::kLost;
-  RETURN_IF_ERROR(SetAttemptFailure(tx, p.attempt, failure));
-  RETURN_IF_ERROR(UpdatePlacement(tx, p));
-  return AdvanceGang(tx, p.attempt);
-}
-
-// Parts of attempts that the agent's earlier life held.
-absl::Status RestartPlacements(Transaction& tx, const NodeRecord& before, const NodeRecord& now,
-                               const std::vector<AttemptId>& live) {
-  ASSIGN_OR_RETURN(const std::vector<AttemptId> open, OpenAttemptsOf(tx.db, now.id));
-  for (const AttemptId& id : open) {
-    if (std::find(live.begin(), live.end(), id) != live.end()) continue;
-    ASSIGN_OR_RETURN(const AttemptRecord attempt, LoadAttempt(tx.db, id));
-    ASSIGN_OR_RETURN(PlacementRecord p, LoadOpenPlacement(tx.db, now.id, id));
-    if (attempt.state == AttemptState::kStopping) {
-      p.phase = PlacementPhase::kFinished;
-      p.stopped = true;
-      RETURN_IF_ERROR(UpdatePlacement(tx, p));
-      RETURN_IF_ERROR(AdvanceGang(tx, id));
-    } else if (!attempt.started) {
-      if (p.phase == PlacementPhase::kPrepared) p.phase = PlacementPhase::kDispatched;
-      RETURN_IF_ERROR(UpdatePlacement(tx, p));
-    } else {
-      FailureRecord failure;
-      const bool reboot = before.boot_id != now.boot_id;
-      failure.reason = reboot ? FailureReason::kNodeReboot : FailureReason::kExitUnknown;
-      failure.node = now.id.value();
-      failure.message = absl::StrCat(reboot ? "node " : "the agent of node ", now.id.value(),
-                                     " restarted; the ranks it ran are gone");
-      RETURN_IF_ERROR(LosePlacement(tx, p, failure));
-    }
-  }
-  return absl::OkStatus();
 }
 
 absl::Status PlaceGang(Transaction& tx, const GangPlacement& gang) {
@@ -157,93 +81,20 @@ absl::Status NotePending(Transaction& tx, const PendingNote& note) {
               : absl::OkStatus();
 }
 
-// What one report does to its attempt.
-struct ApplyReport {
-  Transaction& tx;
-  const JobRecord& job;
-  PlacementRecord placement;
-
-  absl::Status operator()(const LogReport&) {
-    tx.changes.jobs.insert(job.id);
-    return absl::OkStatus();
-  }
-  absl::Status operator()(const PreparedReport& report) {
-    if (placement.phase < PlacementPhase::kPrepared) {
-      placement.phase = PlacementPhase::kPrepared;
-    }
-    placement.port = report.port;
-    RETURN_IF_ERROR(UpdatePlacement(tx, placement));
-    return AddEvent(tx, job, "PHASE",
-                    absl::StrCat("prepared on node ", placement.node.value(),
-                                 report.data_report.empty() ? "" : ": ", report.data_report));
-  }
-  absl::Status operator()(const RunningReport&) {
-    if (placement.phase < PlacementPhase::kRunning) placement.phase = PlacementPhase::kRunning;
-    return UpdatePlacement(tx, placement);
-  }
-  absl::Status operator()(const StepReport& report) {
-    {
-      ASSIGN_OR_RETURN(
-          Query query,
-          tx.db.Prepare("INSERT INTO step_metrics (job, attempt, step, after_event, raw) VALUES "
-                        "(?, ?, ?, (SELECT coalesce(max(seq), 0) FROM events), ?) "
-                        "ON CONFLICT DO NOTHING"));
-      query.Bind(job.id.value(), placement.attempt.number, report.step).Blob(4, report.raw);
-      RETURN_IF_ERROR(query.Run().status());
-    }
-    tx.changes.jobs.insert(job.id);
-    if (!report.validation_loss) return absl::OkStatus();
-    ASSIGN_OR_RETURN(Query query,
-                     tx.db.Prepare("UPDATE jobs SET validation_loss = ? WHERE name = ?"));
-    return query.Bind(*report.validation_loss, job.id.value()).Run().status();
-  }
-  absl::Status operator()(const FinishedReport& report) {
-    placement.phase = PlacementPhase::kFinished;
-    placement.succeeded = report.succeeded;
-    placement.stopped = report.stopped;
-    if (report.failure && !report.succeeded) {
-      RETURN_IF_ERROR(SetAttemptFailure(tx, placement.attempt, *report.failure));
-    }
-    return UpdatePlacement(tx, placement);
-  }
-  absl::Status operator()(const EventReport& report) {
-    const bool known =
-        report.kind == "PHASE" || report.kind == "WARNING" || report.kind == "VALIDATION";
-    return AddEvent(tx, job, known ? report.kind : "WARNING", report.message);
-  }
-  absl::Status operator()(const RankFailedReport& report) {
-    RETURN_IF_ERROR(SetAttemptFailure(tx, placement.attempt, report.failure));
-    return UpdatePlacement(tx, placement);
-  }
-};
-
 }  // namespace
 
-absl::Status CheckIncarnation(Database& db, const NodeId& node, const Incarnation& incarnation) {
-  ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT incarnation, lost FROM nodes WHERE name = ?"));
-  ASSIGN_OR_RETURN(const bool found, query.Bind(node.value()).Step());
-  if (found && query.TextAt(0) == incarnation.value() && query.IntAt(1) == 0) {
-    return absl::OkStatus();
+absl::Status UpdatePlacement(Transaction& tx, const PlacementRecord& p) {
+  {
+    ASSIGN_OR_RETURN(Query query,
+                     tx.db.Prepare("UPDATE placements SET phase = ?, port = ?, succeeded = ?, "
+                                   "stopped = ? WHERE job = ? AND attempt = ? AND node = ?"));
+    query.Bind(p.phase, p.port, p.succeeded, p.stopped, p.attempt.job.value(), p.attempt.number,
+               p.node.value());
+    RETURN_IF_ERROR(query.Run().status());
   }
-  return MakeError(
-      absl::StatusCode::kAborted, "STALE_INCARNATION",
-      absl::StrCat("node ", node.value(), ": incarnation ", incarnation.value(),
-                   found ? " no longer holds it; register again" : " is not registered"),
-      {{"node", node.value()}, {"incarnation", incarnation.value()}});
-}
-
-absl::StatusOr<PlacementRecord> LoadOpenPlacement(Database& db, const NodeId& node,
-                                                  const AttemptId& id) {
-  ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kPlacementColumns,
-                                                        " FROM placements WHERE job = ? AND "
-                                                        "attempt = ? AND node = ? AND phase < 5")));
-  ASSIGN_OR_RETURN(const bool found, query.Bind(id.job.value(), id.number, node.value()).Step());
-  if (found) return ReadPlacement(query);
-  return MakeError(
-      absl::StatusCode::kAborted, "STALE_ATTEMPT",
-      absl::StrCat("attempt ", id.number, " of job ", id.job.value(), " is not open on node ",
-                   node.value()),
-      {{"job", id.job.value()}, {"attempt", absl::StrCat(id.number)}, {"node", node.value()}});
+  tx.changes.nodes.insert(p.node);
+  if (p.phase < PlacementPhase::kFinished) return absl::OkStatus();
+  return ReleaseDevices(tx, p.attempt, p.node);
 }
 
 absl::Status MoveAttempt(Transaction& tx, const JobRecord& job, AttemptRecord& attempt,
@@ -333,161 +184,6 @@ absl::Status Store::Apply(const Plan& plan) {
   if (plan.pending.empty()) return absl::OkStatus();
   return Write([&](Transaction& tx) -> absl::Status {
     for (const PendingNote& note : plan.pending) RETURN_IF_ERROR(NotePending(tx, note));
-    return absl::OkStatus();
-  });
-}
-
-absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
-                                                   const std::vector<AttemptId>& live) {
-  RegisterResult result;
-  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
-    absl::optional<NodeRecord> before;
-    {
-      ASSIGN_OR_RETURN(Query query, tx.db.Prepare(absl::StrCat("SELECT ", kNodeColumns,
-                                                               " FROM nodes WHERE name = ?")));
-      ASSIGN_OR_RETURN(const bool found, query.Bind(node.id.value()).Step());
-      if (found) before = ReadNode(query);
-    }
-    const bool same_life = before && before->incarnation == node.incarnation;
-    result.acknowledged_report = same_life ? before->acknowledged_report : 0;
-    {
-      ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT OR REPLACE INTO nodes VALUES "
-                                                  "(?, ?, ?, ?, ?, ?, 0, ?)"));
-      query.Bind(node.id.value(), node.incarnation.value(), node.boot_id, node.address,
-                 node.version, ToRow(node.devices), result.acknowledged_report);
-      RETURN_IF_ERROR(query.Run().status());
-    }
-    if (before && !same_life) RETURN_IF_ERROR(RestartPlacements(tx, *before, node, live));
-    for (const AttemptId& id : live) {
-      if (absl::IsAborted(LoadOpenPlacement(tx.db, node.id, id).status())) {
-        result.stale.push_back(id);
-      }
-    }
-    tx.changes.nodes.insert(node.id);
-    tx.changes.schedule = true;
-    return absl::OkStatus();
-  }));
-  return result;
-}
-
-absl::StatusOr<std::vector<OrderRecord>> Store::TakeOrders(const NodeId& node,
-                                                           const Incarnation& incarnation) {
-  std::vector<OrderRecord> orders;
-  bool unsent = false;
-  const auto collect = [&](Database& db) -> absl::Status {
-    orders.clear();
-    unsent = false;
-    RETURN_IF_ERROR(CheckIncarnation(db, node, incarnation));
-    ASSIGN_OR_RETURN(const std::vector<AttemptId> open, OpenAttemptsOf(db, node));
-    for (const AttemptId& id : open) {
-      ASSIGN_OR_RETURN(const JobRecord job, LoadJob(db, id.job));
-      ASSIGN_OR_RETURN(const AttemptRecord attempt, LoadAttempt(db, id));
-      ASSIGN_OR_RETURN(const auto placements, LoadPlacements(db, id));
-      const auto mine = std::find_if(placements.begin(), placements.end(),
-                                     [&](const PlacementRecord& p) { return p.node == node; });
-      if (mine == placements.end()) continue;
-      if (attempt.state == AttemptState::kStopping) {
-        const bool by_order = job.state == JobState::kStopping;
-        orders.push_back(
-            {id, StopOrder{by_order ? job.stop_grace : kGraceAfterFailure, job.message, by_order}});
-      } else if (mine->phase <= PlacementPhase::kDispatched) {
-        AssignOrder assign;
-        assign.job_uid = job.uid;
-        assign.spec = job.spec;
-        assign.node_rank = mine->node_rank;
-        assign.num_nodes = static_cast<int32_t>(placements.size());
-        assign.first_rank = mine->first_rank;
-        assign.devices = mine->devices;
-        assign.world_size = job.needs.num_ranks;
-        assign.resume_from = attempt.resume_from;
-        orders.push_back({id, std::move(assign)});
-        unsent = unsent || mine->phase == PlacementPhase::kReserved;
-      } else if (attempt.started && mine->phase == PlacementPhase::kPrepared) {
-        ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT address FROM nodes WHERE name = ?"));
-        ASSIGN_OR_RETURN(const bool found, query.Bind(placements[0].node.value()).Step());
-        orders.push_back(
-            {id, StartOrder{found ? query.TextAt(0) : std::string(), placements[0].port}});
-      }
-    }
-    return absl::OkStatus();
-  };
-  RETURN_IF_ERROR(Read(collect));
-  if (!unsent) return orders;
-  // Written down before it is sent: from now on the node may have started something.
-  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
-    RETURN_IF_ERROR(collect(tx.db));
-    for (const OrderRecord& order : orders) {
-      if (!absl::holds_alternative<AssignOrder>(order.what)) continue;
-      ASSIGN_OR_RETURN(PlacementRecord p, LoadOpenPlacement(tx.db, node, order.attempt));
-      if (p.phase != PlacementPhase::kReserved) continue;
-      p.phase = PlacementPhase::kDispatched;
-      RETURN_IF_ERROR(UpdatePlacement(tx, p));
-      RETURN_IF_ERROR(AdvanceGang(tx, p.attempt));
-    }
-    return absl::OkStatus();
-  }));
-  return orders;
-}
-
-absl::StatusOr<ReportResult> Store::RecordReports(const NodeId& node,
-                                                  const Incarnation& incarnation,
-                                                  const std::vector<ReportRecord>& reports) {
-  ReportResult result;
-  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
-    RETURN_IF_ERROR(CheckIncarnation(tx.db, node, incarnation));
-    {
-      ASSIGN_OR_RETURN(Query query,
-                       tx.db.Prepare("SELECT acknowledged_report FROM nodes WHERE name = ?"));
-      RETURN_IF_ERROR(query.Bind(node.value()).Step().status());
-      result.acknowledged = query.IntAt(0);
-    }
-    for (const ReportRecord& report : reports) {
-      if (report.number <= result.acknowledged) continue;
-      if (report.number != result.acknowledged + 1) break;
-      result.acknowledged = report.number;
-      absl::StatusOr<PlacementRecord> placement = LoadOpenPlacement(tx.db, node, report.attempt);
-      if (absl::IsAborted(placement.status())) {
-        if (std::find(result.stale.begin(), result.stale.end(), report.attempt) ==
-            result.stale.end()) {
-          result.stale.push_back(report.attempt);
-        }
-        tx.changes.stale_reports += 1;
-        continue;
-      }
-      RETURN_IF_ERROR(placement.status());
-      ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, report.attempt.job));
-      RETURN_IF_ERROR(absl::visit(ApplyReport{tx, job, *placement}, report.what));
-      RETURN_IF_ERROR(AdvanceGang(tx, report.attempt));
-    }
-    ASSIGN_OR_RETURN(Query query,
-                     tx.db.Prepare("UPDATE nodes SET acknowledged_report = ? WHERE name = ?"));
-    return query.Bind(result.acknowledged, node.value()).Run().status();
-  }));
-  return result;
-}
-
-absl::Status Store::NodeLost(const NodeId& node, const Incarnation& incarnation) {
-  return Write([&](Transaction& tx) -> absl::Status {
-    const absl::Status holder = CheckIncarnation(tx.db, node, incarnation);
-    if (absl::IsAborted(holder)) return absl::OkStatus();  // registered anew, or lost before
-    RETURN_IF_ERROR(holder);
-    {
-      ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE nodes SET lost = 1 WHERE name = ?"));
-      RETURN_IF_ERROR(query.Bind(node.value()).Run().status());
-    }
-    ASSIGN_OR_RETURN(const std::vector<AttemptId> open, OpenAttemptsOf(tx.db, node));
-    for (const AttemptId& id : open) {
-      ASSIGN_OR_RETURN(const PlacementRecord p, LoadOpenPlacement(tx.db, node, id));
-      FailureRecord failure;
-      failure.reason = FailureReason::kNodeLost;
-      failure.node = node.value();
-      failure.message = absl::StrCat("node ", node.value(),
-                                     " was not heard of until its lease "
-                                     "expired");
-      RETURN_IF_ERROR(LosePlacement(tx, p, failure));
-    }
-    tx.changes.nodes.insert(node);
-    tx.changes.schedule = true;
     return absl::OkStatus();
   });
 }

@@ -39,6 +39,9 @@ absl::Status MoveAttempt(Transaction& tx, const JobRecord& job, AttemptRecord& a
                          AttemptState to, const absl::optional<FailureRecord>& failure,
                          const std::string& message);
 
+// Stores phase, port and outcome; a part that ended lets go of its devices.
+absl::Status UpdatePlacement(Transaction& tx, const PlacementRecord& p);
+
 // Takes every hop that is due (lifecycle.h).
 absl::Status AdvanceGang(Transaction& tx, const AttemptId& id);
 
