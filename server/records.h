@@ -120,6 +120,7 @@ struct CheckpointRecord {
   double validation_loss = 0;
   bool final = false;
   absl::Time create_time;
+  int64_t commit_seq = 0;  // order of commits within the job, from 1; 0: never committed
 };
 
 struct DeviceRecord {

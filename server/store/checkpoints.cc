@@ -1,4 +1,6 @@
 // Writes about checkpoints: the rows around a publication.
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "server/store/rows.h"
@@ -19,11 +21,19 @@ absl::StatusOr<absl::optional<CheckpointRecord>> FindCheckpoint(Database& db, co
 
 absl::Status PutCheckpoint(Transaction& tx, const CheckpointRecord& c) {
   ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT OR REPLACE INTO checkpoints VALUES "
-                                              "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"));
+                                              "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"));
   // SQLite stores NaN as NULL.
   query.Bind(c.job.value(), c.step, c.attempt, c.state, c.path, c.staging_path, c.manifest_crc32c,
-             c.size_bytes, c.loss, c.validation_loss, c.final, ToRow(c.create_time));
+             c.size_bytes, c.loss, c.validation_loss, c.final, ToRow(c.create_time), c.commit_seq);
   return query.Run().status();
+}
+
+// The checkpoint that the job's open attempt resumed from; empty: none.
+absl::StatusOr<std::string> OpenResumePath(Database& db, const JobId& job) {
+  ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT resume_from FROM attempts WHERE job = ? AND "
+                                           "state < 6"));
+  ASSIGN_OR_RETURN(const bool found, query.Bind(job.value()).Step());
+  return found ? query.TextAt(0) : std::string();
 }
 
 }  // namespace
@@ -67,6 +77,12 @@ absl::StatusOr<CheckpointRecord> Store::EndCheckpoint(const CheckpointRecord& ch
     if (stored.state != CheckpointState::kCommitting) return absl::OkStatus();  // a repeated call
     stored.state = error.ok() ? CheckpointState::kCommitted : CheckpointState::kDropped;
     stored.size_bytes = checkpoint.size_bytes;
+    if (error.ok()) {
+      ASSIGN_OR_RETURN(Query query,
+                       tx.db.Prepare("SELECT max(commit_seq) FROM checkpoints WHERE job = ?"));
+      RETURN_IF_ERROR(query.Bind(stored.job.value()).Step().status());
+      stored.commit_seq = query.IntAt(0) + 1;
+    }
     RETURN_IF_ERROR(PutCheckpoint(tx, stored));
     ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, checkpoint.job));
     return AddEvent(
@@ -86,16 +102,23 @@ absl::StatusOr<std::vector<CheckpointRecord>> Store::RetireCheckpoints(const Job
     ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, id));
     if (job.needs.keep_last <= 0) return absl::OkStatus();
     {
+      // By commit, not by step: what a retry from an earlier step commits is the newest.
       ASSIGN_OR_RETURN(Query query, tx.db.Prepare(absl::StrCat(
                                         "SELECT ", kCheckpointColumns,
                                         " FROM checkpoints WHERE job = ? AND state = ? ORDER BY "
-                                        "step DESC LIMIT -1 OFFSET ?")));
+                                        "commit_seq DESC LIMIT -1 OFFSET ?")));
       query.Bind(id.value(), CheckpointState::kCommitted, job.needs.keep_last);
       while (true) {
         ASSIGN_OR_RETURN(const bool row, query.Step());
         if (!row) break;
         retired.push_back(ReadCheckpoint(query));
       }
+    }
+    ASSIGN_OR_RETURN(const std::string in_use, OpenResumePath(tx.db, id));
+    if (!in_use.empty()) {
+      retired.erase(std::remove_if(retired.begin(), retired.end(),
+                                   [&](const CheckpointRecord& c) { return c.path == in_use; }),
+                    retired.end());
     }
     for (CheckpointRecord& c : retired) {
       c.state = CheckpointState::kDeleted;

@@ -165,6 +165,11 @@ CREATE TABLE checkpoints (
   PRIMARY KEY (job, step)
 ) STRICT;
 )sql",
+    // The order of commits within a job: a retry may commit lower steps after higher ones.
+    R"sql(
+ALTER TABLE checkpoints ADD COLUMN commit_seq INTEGER NOT NULL DEFAULT 0 CHECK (commit_seq >= 0);
+UPDATE checkpoints SET commit_seq = rowid WHERE state IN (2, 4);
+)sql",
 };
 
 }  // namespace

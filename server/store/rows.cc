@@ -154,7 +154,7 @@ PlacementRecord ReadPlacement(const Query& row) {
 
 const char kCheckpointColumns[] =
     "job, step, attempt, state, path, staging_path, manifest_crc32c, size_bytes, loss, "
-    "validation_loss, final, create_time";
+    "validation_loss, final, create_time, commit_seq";
 
 CheckpointRecord ReadCheckpoint(const Query& row) {
   CheckpointRecord c;
@@ -170,6 +170,7 @@ CheckpointRecord ReadCheckpoint(const Query& row) {
   c.validation_loss = RealOrNan(row, 9);
   c.final = row.IntAt(10) != 0;
   c.create_time = TimeFromRow(row.IntAt(11));
+  c.commit_seq = row.IntAt(12);
   return c;
 }
 

@@ -177,7 +177,8 @@ class Store {
   absl::StatusOr<CheckpointRecord> EndCheckpoint(const CheckpointRecord& checkpoint,
                                                  const absl::Status& error);
   // Marks what job.checkpoint.keep_last does not keep as DELETED and answers it; the caller removes
-  // the folders.
+  // the folders. Kept are the last ones committed, whatever their steps, and the one that the open
+  // attempt resumed from.
   absl::StatusOr<std::vector<CheckpointRecord>> RetireCheckpoints(const JobId& id);
   // Newest step first; steps below `before_step` (0: all).
   absl::StatusOr<std::vector<CheckpointRecord>> ListCheckpoints(const JobId& id,

@@ -77,8 +77,9 @@ class StoreTest : public testing::Test {
   JobRecord Get(const JobRecord& job) { return *store_->GetJob(job.id); }
 
   // One attempt over the nodes, two devices each.
-  AttemptId Place(const JobRecord& job, const std::vector<std::string>& nodes) {
-    GangPlacement gang{job.id, Get(job).version, {}, ""};
+  AttemptId Place(const JobRecord& job, const std::vector<std::string>& nodes,
+                  const std::string& resume_from = "") {
+    GangPlacement gang{job.id, Get(job).version, {}, resume_from};
     for (const std::string& node : nodes) gang.members.push_back({NodeId(node), {0, 1}});
     EXPECT_THAT(store_->Apply(Plan{{gang}, {}}), IsOk());
     EXPECT_EQ(Get(job).state, JobState::kStarting) << Get(job).message;
@@ -441,6 +442,47 @@ TEST_F(StoreTest, CheckpointsAreFencedKeptAndRetired) {
   c.attempt = 2;
   EXPECT_THAT(store_->BeginCheckpoint(NodeId("a"), Incarnation("i-a"), c),
               StatusIs(absl::StatusCode::kAborted));
+}
+
+// Attempt 1 commits 10 and 20; 20 is found damaged, so that attempt 2 goes on from 10.
+TEST_F(StoreTest, ARetryFromAnEarlierStepKeepsItsNewCheckpoints) {
+  Register("a");
+  JobRecord wanted = MakeJob("j", 2, 1);
+  wanted.needs.keep_last = 1;
+  const JobRecord job = *store_->CreateJob(wanted, {});
+  const auto commit = [&](const AttemptId& attempt, int64_t step) {
+    CheckpointRecord c;
+    c.job = job.id;
+    c.attempt = attempt.number;
+    c.step = step;
+    c.path = absl::StrCat("/checkpoints/step-", step);
+    const auto row = store_->BeginCheckpoint(NodeId("a"), Incarnation("i-a"), c);
+    ASSERT_THAT(row, IsOk());
+    ASSERT_THAT(store_->EndCheckpoint(*row, absl::OkStatus()), IsOk());
+  };
+  const auto retired = [&] {
+    std::vector<int64_t> steps;
+    const auto records = *store_->RetireCheckpoints(job.id);
+    for (const CheckpointRecord& c : records) steps.push_back(c.step);
+    return steps;
+  };
+  const AttemptId first = Place(job, {"a"});
+  Run("a", first);
+  commit(first, 10);
+  commit(first, 20);
+  FailureRecord failure;
+  failure.reason = FailureReason::kNodeLost;
+  Report("a", {Say("a", first, FinishedReport{false, false, failure})});
+  ASSERT_EQ(Get(job).state, JobState::kQueued);
+  const AttemptId second = Place(job, {"a"}, "/checkpoints/step-10");
+  Run("a", second);
+  commit(second, 12);
+  EXPECT_THAT(retired(), ElementsAre(20)) << "12 is the newest, 10 is being resumed from";
+  commit(second, 14);
+  EXPECT_THAT(retired(), ElementsAre(12));
+  Report("a", {Say("a", second, FinishedReport{false, false, failure})});
+  ASSERT_EQ(Get(job).state, JobState::kFailed);
+  EXPECT_THAT(retired(), ElementsAre(10)) << "nothing resumes from it any more";
 }
 
 TEST_F(StoreTest, ManyWritersAtOnceAreAllStored) {
