@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <iterator>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -104,41 +105,40 @@ class Watch final : public OutStream<v1::WatchJobResponse> {
  public:
   Watch(const ServiceContext& context, grpc::CallbackServerContext* call,
         const v1::WatchJobRequest& request)
-      : OutStream(context, call, "WatchJob"),
-        event_cursor_(request.after_sequence()),
-        with_steps_(request.include_metrics()),
-        after_step_(request.after_step()) {}
+      : OutStream(context, call, "WatchJob"), with_steps_(request.include_metrics()) {
+    position_.event = request.after_sequence();
+    position_.replay_after_step = request.after_step();
+  }
 
  private:
   absl::StatusOr<Next> Fill(absl::Duration now) override {
     if (!started_) {
       ASSIGN_OR_RETURN(const StepRecord newest, context_.store.LatestStep(job_));
-      replay_until_ = newest.id;
+      position_.replay_until_id = newest.id;
       started_ = true;
     }
     // The job first: if it is final now, what is read below is all there will ever be.
     ASSIGN_OR_RETURN(const JobRecord job, context_.store.GetJob(job_));
-    // A batch is read when the one before is sent whole. To merge, both must be at hand; a step
-    // that arrives while events are still buffered comes after them.
-    if (events_.empty()) {
-      ASSIGN_OR_RETURN(auto events, context_.store.ReadEvents(job_, event_cursor_, kBatch));
-      events_.assign(events.begin(), events.end());
-    }
-    if (with_steps_ && steps_.empty()) {
-      ASSIGN_OR_RETURN(auto steps, context_.store.ReadSteps(job_, step_cursor_, replay_until_,
-                                                            after_step_, kBatch));
-      steps_.assign(steps.begin(), steps.end());
+    // A batch is read when the one before is sent whole. To merge, both must be at hand, and as of
+    // one moment; a step that arrives while events are still buffered comes after them.
+    const int max_events = events_.empty() ? kBatch : 0;
+    const int max_steps = with_steps_ && steps_.empty() ? kBatch : 0;
+    if (max_events + max_steps > 0) {
+      ASSIGN_OR_RETURN(History history,
+                       context_.store.ReadHistory(job_, position_, max_events, max_steps));
+      std::move(history.events.begin(), history.events.end(), std::back_inserter(events_));
+      std::move(history.steps.begin(), history.steps.end(), std::back_inserter(steps_));
     }
     if (!steps_.empty() && (events_.empty() || steps_.front().after_event < events_.front().seq)) {
       ASSIGN_OR_RETURN(*response_.mutable_metrics(), StepMetricsOf(steps_.front()));
-      step_cursor_ = steps_.front().id;
+      position_.step_id = steps_.front().id;
       steps_.pop_front();
       return Next::kMessage;
     }
     if (!events_.empty()) {
       *response_.mutable_event() = ToProto(events_.front());
       ASSIGN_OR_RETURN(*response_.mutable_job(), ShowJob(context_.store, job));
-      event_cursor_ = events_.front().job_seq;
+      position_.event = events_.front().job_seq;
       events_.pop_front();
       return Next::kMessage;
     }
@@ -148,12 +148,9 @@ class Watch final : public OutStream<v1::WatchJobResponse> {
     return Next::kMessage;
   }
 
-  int64_t event_cursor_;
   const bool with_steps_;
-  const int64_t after_step_;
   bool started_ = false;
-  int64_t step_cursor_ = 0;
-  int64_t replay_until_ = 0;
+  HistoryPosition position_;        // of what was sent last
   std::deque<EventRecord> events_;  // at most kBatch
   std::deque<StepRecord> steps_;    // at most kBatch
 };

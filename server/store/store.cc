@@ -111,6 +111,40 @@ absl::Status Store::Write(std::function<absl::Status(Transaction&)> body) {
   return writer_->Write(std::move(body));
 }
 
+namespace {
+
+absl::Status AppendEvents(Database& db, const JobId& id, int64_t after_job_seq, int limit,
+                          std::vector<EventRecord>& events) {
+  ASSIGN_OR_RETURN(Query query,
+                   db.Prepare("SELECT seq, job_seq, time, kind, message, state, attempt FROM "
+                              "events WHERE job = ? AND job_seq > ? ORDER BY job_seq LIMIT ?"));
+  query.Bind(id.value(), after_job_seq, limit);
+  while (true) {
+    ASSIGN_OR_RETURN(const bool row, query.Step());
+    if (!row) return absl::OkStatus();
+    events.push_back({query.IntAt(0), query.IntAt(1), TimeFromRow(query.IntAt(2)), query.TextAt(3),
+                      query.TextAt(4), static_cast<JobState>(query.IntAt(5)),
+                      static_cast<int32_t>(query.IntAt(6))});
+  }
+}
+
+absl::Status AppendSteps(Database& db, const JobId& id, const HistoryPosition& after, int limit,
+                         std::vector<StepRecord>& steps) {
+  ASSIGN_OR_RETURN(Query query,
+                   db.Prepare("SELECT id, after_event, attempt, step, raw FROM step_metrics "
+                              "WHERE job = ? AND id > ? AND (id > ? OR step > ?) "
+                              "ORDER BY id LIMIT ?"));
+  query.Bind(id.value(), after.step_id, after.replay_until_id, after.replay_after_step, limit);
+  while (true) {
+    ASSIGN_OR_RETURN(const bool row, query.Step());
+    if (!row) return absl::OkStatus();
+    steps.push_back({query.IntAt(0), query.IntAt(1), static_cast<int32_t>(query.IntAt(2)),
+                     query.IntAt(3), query.TextAt(4)});
+  }
+}
+
+}  // namespace
+
 absl::Status Store::Read(const std::function<absl::Status(Database&)>& body) {
   std::unique_ptr<Database> reader;
   {
@@ -257,40 +291,22 @@ absl::StatusOr<std::vector<AttemptRecord>> Store::ListAttempts(const JobId& id) 
 absl::StatusOr<std::vector<EventRecord>> Store::ReadEvents(const JobId& id, int64_t after_job_seq,
                                                            int limit) {
   std::vector<EventRecord> events;
-  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
-    ASSIGN_OR_RETURN(Query query,
-                     db.Prepare("SELECT seq, job_seq, time, kind, message, state, attempt FROM "
-                                "events WHERE job = ? AND job_seq > ? ORDER BY job_seq LIMIT ?"));
-    query.Bind(id.value(), after_job_seq, limit);
-    while (true) {
-      ASSIGN_OR_RETURN(const bool row, query.Step());
-      if (!row) return absl::OkStatus();
-      events.push_back({query.IntAt(0), query.IntAt(1), TimeFromRow(query.IntAt(2)),
-                        query.TextAt(3), query.TextAt(4), static_cast<JobState>(query.IntAt(5)),
-                        static_cast<int32_t>(query.IntAt(6))});
-    }
-  }));
+  RETURN_IF_ERROR(
+      Read([&](Database& db) { return AppendEvents(db, id, after_job_seq, limit, events); }));
   return events;
 }
 
-absl::StatusOr<std::vector<StepRecord>> Store::ReadSteps(const JobId& id, int64_t after_id,
-                                                         int64_t replay_until_id,
-                                                         int64_t after_step, int limit) {
-  std::vector<StepRecord> steps;
+absl::StatusOr<History> Store::ReadHistory(const JobId& id, const HistoryPosition& after,
+                                           int max_events, int max_steps) {
+  History history;
   RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
-    ASSIGN_OR_RETURN(Query query,
-                     db.Prepare("SELECT id, after_event, attempt, step, raw FROM step_metrics "
-                                "WHERE job = ? AND id > ? AND (id > ? OR step > ?) "
-                                "ORDER BY id LIMIT ?"));
-    query.Bind(id.value(), after_id, replay_until_id, after_step, limit);
-    while (true) {
-      ASSIGN_OR_RETURN(const bool row, query.Step());
-      if (!row) return absl::OkStatus();
-      steps.push_back({query.IntAt(0), query.IntAt(1), static_cast<int32_t>(query.IntAt(2)),
-                       query.IntAt(3), query.TextAt(4)});
-    }
+    RETURN_IF_ERROR(db.Execute("BEGIN"));
+    absl::Status status = AppendEvents(db, id, after.event, max_events, history.events);
+    if (status.ok()) status = AppendSteps(db, id, after, max_steps, history.steps);
+    const absl::Status end = db.Execute("COMMIT");
+    return status.ok() ? end : status;
   }));
-  return steps;
+  return history;
 }
 
 absl::StatusOr<StepRecord> Store::LatestStep(const JobId& id) {

@@ -86,6 +86,19 @@ struct JobFilter {
   int limit = 50;
 };
 
+// Where a reader of a job's history stands.
+struct HistoryPosition {
+  int64_t event = 0;    // job_seq
+  int64_t step_id = 0;  // steps in the order of their arrival
+  // Of the steps up to this id, only those with a number past replay_after_step are wanted.
+  int64_t replay_until_id = 0;
+  int64_t replay_after_step = 0;
+};
+struct History {
+  std::vector<EventRecord> events;
+  std::vector<StepRecord> steps;
+};
+
 struct Reservation {
   NodeId node;
   int32_t device = 0;
@@ -128,10 +141,11 @@ class Store {
   absl::StatusOr<std::vector<AttemptRecord>> ListAttempts(const JobId& id);
   absl::StatusOr<std::vector<EventRecord>> ReadEvents(const JobId& id, int64_t after_job_seq,
                                                       int limit);
-  // Steps that arrived after `after_id`; those up to `replay_until_id` only with step > after_step.
-  absl::StatusOr<std::vector<StepRecord>> ReadSteps(const JobId& id, int64_t after_id,
-                                                    int64_t replay_until_id, int64_t after_step,
-                                                    int limit);
+  // Events and steps after a position, at most so many of each (0: none), as of one moment: a step
+  // comes after the event with its `after_event`, so that event is in the answer too, or before
+  // `after`, or past `max_events`.
+  absl::StatusOr<History> ReadHistory(const JobId& id, const HistoryPosition& after, int max_events,
+                                      int max_steps);
   // The newest arrival; id 0: none yet.
   absl::StatusOr<StepRecord> LatestStep(const JobId& id);
 

@@ -326,11 +326,12 @@ TEST_F(StoreTest, ReportsAreTakenInOrderOnceAndUpToTheFirstGap) {
   EXPECT_EQ(Report("a", {three}).acknowledged, 3);
   const ReportRecord four{4, attempt, StepReport{2, "two", absl::nullopt}};
   EXPECT_EQ(Report("a", {three, four, five}).acknowledged, 5);
-  const auto steps = *store_->ReadSteps(job.id, 0, 0, 0, 10);
+  const auto steps = store_->ReadHistory(job.id, {}, 0, 10)->steps;
   ASSERT_THAT(steps, SizeIs(3));
   EXPECT_EQ(steps[2].raw, "three");
   EXPECT_EQ(Get(job).validation_loss, 2.5);
-  EXPECT_THAT(*store_->ReadSteps(job.id, 0, steps[2].id, 2, 10), SizeIs(1)) << "replay after 2";
+  const HistoryPosition after_two{0, 0, steps[2].id, 2};
+  EXPECT_THAT(store_->ReadHistory(job.id, after_two, 0, 10)->steps, SizeIs(1)) << "replay after 2";
 }
 
 TEST_F(StoreTest, ReportsOfAClosedAttemptAreNamedStaleAndChangeNothing) {
@@ -483,6 +484,31 @@ TEST_F(StoreTest, ARetryFromAnEarlierStepKeepsItsNewCheckpoints) {
   Report("a", {Say("a", second, FinishedReport{false, false, failure})});
   ASSERT_EQ(Get(job).state, JobState::kFailed);
   EXPECT_THAT(retired(), ElementsAre(10)) << "nothing resumes from it any more";
+}
+
+// Each step is stored after an event of its own; a reader that sees a step must see its event.
+TEST_F(StoreTest, HistoryIsReadAsOfOneMoment) {
+  constexpr int kPairs = 300;
+  Register("a");
+  const JobRecord job = Create("j");
+  const AttemptId attempt = Place(job, {"a"});
+  Run("a", attempt);
+  Thread writer("writer", [&](const StopToken&) {
+    for (int step = 1; step <= kPairs; ++step) {
+      Report("a", {Say("a", attempt, EventReport{"WARNING", "one"})});
+      StepReport report;
+      report.step = step;
+      Report("a", {Say("a", attempt, report)});
+    }
+  });
+  size_t num_steps = 0;
+  while (num_steps < kPairs) {
+    const auto history = store_->ReadHistory(job.id, {}, 10000, 10000);
+    ASSERT_THAT(history, IsOk());
+    num_steps = history->steps.size();
+    if (num_steps == 0) continue;
+    ASSERT_LE(history->steps.back().after_event, history->events.back().seq);
+  }
 }
 
 TEST_F(StoreTest, ManyWritersAtOnceAreAllStored) {
