@@ -7,7 +7,9 @@
 #include <memory>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "grpcpp/impl/service_type.h"
 #include "grpcpp/support/status.h"
@@ -24,6 +26,29 @@
 
 namespace switchyard {
 
+// The unary calls being answered, for a stop that lets them finish. Thread-safe.
+class CallCounter {
+ public:
+  void Begin() ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    ++num_calls_;
+  }
+  void End() ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    --num_calls_;
+  }
+  // Waits until there is none. False: there still were some after `limit`.
+  bool AwaitNone(absl::Duration limit) ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return num_calls_ == 0; };
+    return mu_.AwaitWithTimeout(absl::Condition(&none), limit);
+  }
+
+ private:
+  absl::Mutex mu_;
+  int num_calls_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
 struct ServiceContext {
   const ServerConfig& config;
   const LeaseConfig& lease_config;
@@ -36,6 +61,7 @@ struct ServiceContext {
   LogFiles& logs;
   Metrics& metrics;
   const std::atomic<bool>& ready;  // recovery is done, shutdown has not begun
+  CallCounter& calls;
 
   absl::Status CheckReady() const {
     if (ready) return absl::OkStatus();
@@ -46,8 +72,10 @@ struct ServiceContext {
   // A unary call: refused until recovery is done, counted, timed, its status made gRPC's.
   grpc::Status Unary(const char* method, const std::function<absl::Status()>& body) const {
     const absl::Duration start = clock.Monotonic();
+    calls.Begin();  // before `ready` is looked at: a stop clears it, then waits
     absl::Status status = CheckReady();
     if (status.ok()) status = body();
+    calls.End();
     metrics.RpcDone(method, absl::StatusCodeToString(status.code()),
                     absl::ToDoubleSeconds(clock.Monotonic() - start));
     return ToGrpcStatus(status);

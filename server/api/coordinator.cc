@@ -19,8 +19,11 @@ namespace switchyard {
 namespace {
 
 constexpr int kMaxUnaryThreads = 64;
-constexpr size_t kMaxLiveJobs = 200;  // series per gauge at a scrape
-constexpr absl::Duration kShutdownGrace = absl::Seconds(10);
+constexpr size_t kMaxLiveJobs = 200;                      // series per gauge at a scrape
+constexpr absl::Duration kCallGrace = absl::Seconds(10);  // at a stop, for unary calls
+// For the rest after that: answers on their way, and streams of others (health, reflection), which
+// a client may hold open for ever.
+constexpr absl::Duration kStreamGrace = absl::Seconds(2);
 // Calls from agents may carry as much log as a frame between trainer and agent.
 constexpr int kMaxAgentMessageBytes = 16 << 20;
 constexpr int kMaxClientMessageBytes = 4 << 20;
@@ -65,6 +68,7 @@ struct Coordinator::Impl {
   const LeaseConfig lease_config;
   Clock& clock;
   std::atomic<bool> ready{false};
+  CallCounter calls;
   std::string listen, agent_listen, metrics_listen;
   bool stopped = false;
 
@@ -116,7 +120,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Coordinator::Impl::Build(const std
 absl::Status Coordinator::Impl::Listen(const std::string& address,
                                        const std::string& agent_address) {
   const ServiceContext context{config, lease_config, clock, *store,   leases, loop,
-                               pump,   publisher,    logs,  *metrics, ready};
+                               pump,   publisher,    logs,  *metrics, ready,  calls};
   job_service = MakeJobService(context);
   agent_link = MakeAgentLink(context);
   grpc::EnableDefaultHealthCheckService(true);
@@ -212,7 +216,8 @@ void Coordinator::Impl::Stop() {
   SetServing(false);
   loop.Stop();
   pump.Stop();
-  const auto deadline = std::chrono::system_clock::now() + absl::ToChronoSeconds(kShutdownGrace);
+  if (!calls.AwaitNone(kCallGrace)) SY_LOG(WARNING) << "calls are cut off by the stop";
+  const auto deadline = std::chrono::system_clock::now() + absl::ToChronoSeconds(kStreamGrace);
   for (grpc::Server* server : {client_server.get(), agent_server.get()}) {
     if (server != nullptr) server->Shutdown(deadline);
   }

@@ -11,6 +11,7 @@
 #include "base/thread.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/api/context.h"
 #include "server/api/coordinator.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
@@ -44,7 +45,6 @@ class RawStream {
     stream_->Write(grpc::ByteBuffer(&slice, 1), &queue_);
     EXPECT_TRUE(Next());
   }
-  void Cancel() { context_.TryCancel(); }
   // "ended" when there is none any more.
   std::string Read() {
     grpc::ByteBuffer buffer;
@@ -107,13 +107,22 @@ TEST_F(ServingTest, HealthFollowsTheServer) {
   }
   std::string last;
   {
-    Thread reader("health", [&](const StopToken&) {
-      last = whole.Read();
-      whole.Cancel();  // else the server gives the open call its 10 s
-    });
+    Thread reader("health", [&](const StopToken&) { last = whole.Read(); });
+    const absl::Duration start = RealClock::Get().Monotonic();
     server_->Stop();
+    EXPECT_LT(RealClock::Get().Monotonic() - start, absl::Seconds(7)) << "streams are held open";
   }
   EXPECT_EQ(last, kNotServing);
+}
+
+TEST(CallCounterTest, WaitsForOpenCallsUpToTheLimit) {
+  CallCounter calls;
+  calls.Begin();
+  calls.Begin();
+  calls.End();
+  EXPECT_FALSE(calls.AwaitNone(absl::Milliseconds(1)));
+  calls.End();
+  EXPECT_TRUE(calls.AwaitNone(absl::ZeroDuration()));
 }
 
 TEST_F(ServingTest, ReflectionNamesTheService) {
