@@ -140,6 +140,7 @@ struct NodeRecord {
   std::vector<DeviceRecord> devices;
   bool lost = false;  // the lease expired; offered again after the next registration
   int64_t acknowledged_report = 0;
+  std::string state_folder;  // of the agent on its machine
 };
 
 // What an agent says happened.

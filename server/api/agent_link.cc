@@ -285,8 +285,7 @@ class AgentLinkImpl final
     }
     const NodeRecord node = FromProto(request);
     const NodeLease lease{node.id, node.incarnation};
-    RETURN_IF_ERROR(WithReason(context_.leases.Acquire(lease, node.boot_id), "NODE_NAME_TAKEN",
-                               {{"node", node.id.value()}}));
+    RETURN_IF_ERROR(context_.leases.Acquire(lease, {node.boot_id, node.state_folder}));
     ASSIGN_OR_RETURN(const RegisterResult result,
                      context_.store.RegisterNode(node, ToIds(request.live_attempts())));
     SY_LOG(INFO) << "node registered node=" << node.id << " incarnation=" << node.incarnation

@@ -254,6 +254,7 @@ NodeRecord FromProto(const v1::RegisterRequest& request) {
   node.id = NodeId(request.node());
   node.incarnation = Incarnation(request.incarnation());
   node.boot_id = request.boot_id();
+  node.state_folder = request.state_folder();
   node.address = request.address();
   node.version = request.version();
   for (const v1::Device& device : request.devices()) node.devices.push_back(FromProto(device));

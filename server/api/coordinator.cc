@@ -254,7 +254,8 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
   RETURN_IF_ERROR(self.publisher.Recover());
   ASSIGN_OR_RETURN(const std::vector<NodeRecord> nodes, self.store->ListNodes());
   for (const NodeRecord& node : nodes) {
-    if (!node.lost) self.leases.Restore({node.id, node.incarnation}, node.boot_id);
+    if (node.lost) continue;
+    self.leases.Restore({node.id, node.incarnation}, {node.boot_id, node.state_folder});
   }
   self.loop.Start();
   self.SetServing(true);

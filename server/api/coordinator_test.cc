@@ -89,6 +89,7 @@ class FakeAgent {
     request.set_node(node_);
     request.set_incarnation(incarnation_);
     request.set_boot_id("boot");
+    request.set_state_folder("/state/" + node_);
     request.set_address("127.0.0.1");
     for (const v1::AttemptRef& ref : live) *request.add_live_attempts() = ref;
     for (int i = 0; i < devices_; ++i) {
@@ -808,6 +809,18 @@ TEST_F(CoordinatorTest, AStaleAgentIsToldSo) {
   const grpc::Status taken = agent.stub().Register(MakeCall().get(), other, &registered);
   EXPECT_EQ(taken.error_code(), grpc::StatusCode::ALREADY_EXISTS);
   EXPECT_EQ(ReasonOf(taken), "NODE_NAME_TAKEN");
+  // The folder is stored: a coordinator that restarts still knows its agents apart.
+  agent.Disconnect();
+  Restart();
+  const auto stub = v1::AgentLink::NewStub(
+      grpc::CreateChannel(server_->agent_listen(), grpc::InsecureChannelCredentials()));
+  other.set_boot_id("boot");
+  other.set_state_folder("/state/b");
+  const grpc::Status differs = stub->Register(MakeCall().get(), other, &registered);
+  EXPECT_EQ(differs.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  EXPECT_EQ(ReasonOf(differs), "STATE_FOLDER_DIFFERS");
+  EXPECT_THAT(differs.error_message(), AllOf(HasSubstr("'/state/a'"), HasSubstr("'/state/b'")));
+  agent.Connect(server_->agent_listen());
   v1::AttemptRef gone;
   gone.set_job("projects/p/jobs/gone");
   gone.set_attempt(3);

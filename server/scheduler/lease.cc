@@ -1,32 +1,46 @@
 #include "server/scheduler/lease.h"
 
 #include "absl/strings/str_cat.h"
+#include "server/error.h"
 
 namespace switchyard {
 
-LeaseTable::Entry LeaseTable::MakeEntry(const NodeLease& lease, const std::string& boot_id) {
+LeaseTable::Entry LeaseTable::MakeEntry(const NodeLease& lease, const AgentHome& home) {
   const absl::Duration now = clock_.Monotonic();
-  return {lease.incarnation, boot_id, now + config_.ttl + config_.slack(), now, clock_.Now()};
+  return {lease.incarnation, home, now + config_.ttl + config_.slack(), now, clock_.Now()};
 }
 
-void LeaseTable::Restore(const NodeLease& lease, const std::string& boot_id) {
-  Entry entry = MakeEntry(lease, boot_id);
+void LeaseTable::Restore(const NodeLease& lease, const AgentHome& home) {
+  Entry entry = MakeEntry(lease, home);
   entry.heard = -absl::InfiniteDuration();
   entry.heard_wall = absl::InfinitePast();
   absl::MutexLock lock(&mu_);
   leases_[lease.node] = std::move(entry);
 }
 
-absl::Status LeaseTable::Acquire(const NodeLease& lease, const std::string& boot_id) {
-  Entry entry = MakeEntry(lease, boot_id);
+absl::Status LeaseTable::Acquire(const NodeLease& lease, const AgentHome& home) {
+  Entry entry = MakeEntry(lease, home);
   absl::MutexLock lock(&mu_);
   const auto it = leases_.find(lease.node);
+  const absl::Duration now = clock_.Monotonic();
   if (it != leases_.end() && it->second.incarnation != lease.incarnation &&
-      it->second.boot_id != boot_id && clock_.Monotonic() < it->second.expires) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("register node ", lease.node.value(), ": another machine holds this name for ",
-                     absl::ToInt64Seconds(it->second.expires - clock_.Monotonic()),
-                     " s more; give each agent its own --node, or wait"));
+      now < it->second.expires) {
+    const AgentHome& holder = it->second.home;
+    const bool same_machine = holder.boot_id == home.boot_id;
+    const bool same_folder =
+        holder.state_folder.empty() || holder.state_folder == home.state_folder;
+    if (!same_machine || !same_folder) {
+      return MakeError(
+          absl::StatusCode::kAlreadyExists,
+          same_machine ? "STATE_FOLDER_DIFFERS" : "NODE_NAME_TAKEN",
+          absl::StrCat("register node ", lease.node.value(), " with state folder '",
+                       home.state_folder, "': another agent",
+                       same_machine ? " of this machine" : ", of another machine or boot,",
+                       " holds this name with state folder '", holder.state_folder, "' for ",
+                       absl::ToInt64Seconds(it->second.expires - now),
+                       " s more; give each agent its own --node, or wait"),
+          {{"node", lease.node.value()}});
+    }
   }
   leases_[lease.node] = std::move(entry);
   return absl::OkStatus();

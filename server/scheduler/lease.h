@@ -35,16 +35,23 @@ struct NodeLease {
   friend bool operator==(const NodeLease&, const NodeLease&) = default;
 };
 
+// What tells one agent from another of the same node name.
+struct AgentHome {
+  std::string boot_id;       // the machine, since it booted
+  std::string state_folder;  // the agent on it, since it locks this folder; empty: not known
+};
+
 class LeaseTable {
  public:
   LeaseTable(const LeaseConfig& config, Clock& clock) : config_(config), clock_(clock) {}
 
   // A node stored by an earlier run: leased, but not reachable until it is heard from.
-  void Restore(const NodeLease& lease, const std::string& boot_id) ABSL_LOCKS_EXCLUDED(mu_);
+  void Restore(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // For a registration. Errors: AlreadyExists: another machine holds the name and
-  // its lease has not ended. Another life of the agent on the same machine takes over.
-  absl::Status Acquire(const NodeLease& lease, const std::string& boot_id) ABSL_LOCKS_EXCLUDED(mu_);
+  // For a registration. Another life of the same agent takes over. Errors, until the lease has
+  // ended: AlreadyExists NODE_NAME_TAKEN: another machine holds the name; AlreadyExists
+  // STATE_FOLDER_DIFFERS: another agent of the same machine does.
+  absl::Status Acquire(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);
 
   // A heartbeat. Errors: Aborted: not the holder, or the lease has expired.
   absl::Status Renew(const NodeLease& lease) ABSL_LOCKS_EXCLUDED(mu_);
@@ -61,12 +68,12 @@ class LeaseTable {
  private:
   struct Entry {
     Incarnation incarnation;
-    std::string boot_id;
+    AgentHome home;
     absl::Duration expires;
     absl::Duration heard;
     absl::Time heard_wall;
   };
-  Entry MakeEntry(const NodeLease& lease, const std::string& boot_id);
+  Entry MakeEntry(const NodeLease& lease, const AgentHome& home);
 
   const LeaseConfig config_;
   Clock& clock_;

@@ -3,11 +3,14 @@
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/error.h"
 
 namespace switchyard {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
+using testing::HasSubstr;
 using testing::IsEmpty;
 
 class LeaseTest : public testing::Test {
@@ -20,7 +23,7 @@ class LeaseTest : public testing::Test {
 };
 
 TEST_F(LeaseTest, ExpiresOnlyAfterTheTtlAndTheSlack) {
-  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
   clock_.Advance(config_.ttl + config_.slack() - absl::Milliseconds(1));
   EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
   clock_.Advance(absl::Milliseconds(1));
@@ -29,7 +32,7 @@ TEST_F(LeaseTest, ExpiresOnlyAfterTheTtlAndTheSlack) {
 }
 
 TEST_F(LeaseTest, AHeartbeatRenewsForAWholeTtl) {
-  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
   for (int i = 0; i < 10; ++i) {
     clock_.Advance(config_.ttl);
     ASSERT_THAT(leases_.Renew(first_), IsOk());
@@ -38,7 +41,7 @@ TEST_F(LeaseTest, AHeartbeatRenewsForAWholeTtl) {
 }
 
 TEST_F(LeaseTest, AnExpiredLeaseCannotBeRenewed) {
-  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
   clock_.Advance(config_.ttl + config_.slack());
   EXPECT_THAT(leases_.Renew(first_), StatusIs(absl::StatusCode::kAborted));
   leases_.TakeExpired();
@@ -46,7 +49,7 @@ TEST_F(LeaseTest, AnExpiredLeaseCannotBeRenewed) {
 }
 
 TEST_F(LeaseTest, JumpsOfTheWallClockChangeNothing) {
-  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
   clock_.JumpWall(absl::Hours(24));
   EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
   clock_.JumpWall(-absl::Hours(48));
@@ -55,23 +58,41 @@ TEST_F(LeaseTest, JumpsOfTheWallClockChangeNothing) {
 }
 
 TEST_F(LeaseTest, ANewLifeOnTheSameMachineTakesOver) {
-  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
-  ASSERT_THAT(leases_.Acquire(second_, "boot"), IsOk());
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
+  ASSERT_THAT(leases_.Acquire(second_, {"boot", "/state"}), IsOk());
   EXPECT_THAT(leases_.Renew(first_), StatusIs(absl::StatusCode::kAborted));
   EXPECT_THAT(leases_.Renew(second_), IsOk());
 }
 
 TEST_F(LeaseTest, AnotherMachineWaitsForTheEndOfTheLease) {
-  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
-  EXPECT_THAT(leases_.Acquire(second_, "other boot"), StatusIs(absl::StatusCode::kAlreadyExists));
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
+  EXPECT_THAT(leases_.Acquire(second_, {"other boot", "/state"}),
+              StatusIs(absl::StatusCode::kAlreadyExists));
   EXPECT_THAT(leases_.Renew(first_), IsOk()) << "the holder keeps it";
   clock_.Advance(config_.ttl + config_.slack());
-  EXPECT_THAT(leases_.Acquire(second_, "other boot"), IsOk());
+  EXPECT_THAT(leases_.Acquire(second_, {"other boot", "/state"}), IsOk());
+}
+
+TEST_F(LeaseTest, AnotherAgentOfTheMachineWaitsForTheEndOfTheLease) {
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
+  const absl::Status refused = leases_.Acquire(second_, {"boot", "/other"});
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kAlreadyExists,
+                                AllOf(HasSubstr("'/state'"), HasSubstr("'/other'"))));
+  EXPECT_EQ(GetErrorDetails(refused).reason, "STATE_FOLDER_DIFFERS");
+  EXPECT_THAT(leases_.Renew(first_), IsOk()) << "the holder keeps it";
+  EXPECT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk()) << "and may register again";
+  clock_.Advance(config_.ttl + config_.slack());
+  EXPECT_THAT(leases_.Acquire(second_, {"boot", "/other"}), IsOk());
+}
+
+TEST_F(LeaseTest, ANodeStoredWithoutAFolderGoesByItsBoot) {
+  leases_.Restore(first_, {"boot", ""});
+  EXPECT_THAT(leases_.Acquire(second_, {"boot", "/state"}), IsOk());
 }
 
 TEST_F(LeaseTest, ARestoredNodeHasAWholeLeaseButIsNotReachable) {
   clock_.Advance(absl::Hours(1));
-  leases_.Restore(first_, "boot");
+  leases_.Restore(first_, {"boot", "/state"});
   EXPECT_FALSE(leases_.Reachable().at(NodeId("n")));
   clock_.Advance(config_.ttl);
   EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
@@ -80,7 +101,7 @@ TEST_F(LeaseTest, ARestoredNodeHasAWholeLeaseButIsNotReachable) {
 }
 
 TEST_F(LeaseTest, ASilentNodeBecomesUnreachableLongBeforeItIsLost) {
-  ASSERT_THAT(leases_.Acquire(first_, "boot"), IsOk());
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
   EXPECT_TRUE(leases_.Reachable().at(NodeId("n")));
   clock_.Advance(config_.suspicion());
   EXPECT_FALSE(leases_.Reachable().at(NodeId("n")));

@@ -41,7 +41,7 @@ class SchedulerLoopTest : public testing::Test {
     node.incarnation = Incarnation("one");
     node.boot_id = "boot";
     node.devices.push_back({0, "cpu", 1 << 30, ""});
-    ASSERT_THAT(leases_.Acquire({node.id, node.incarnation}, node.boot_id), IsOk());
+    ASSERT_THAT(leases_.Acquire({node.id, node.incarnation}, {node.boot_id, ""}), IsOk());
     ASSERT_THAT(store_->RegisterNode(node, {}), IsOk());
   }
   JobId Create(const std::string& name) {

@@ -173,9 +173,9 @@ absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
     result.acknowledged_report = same_life ? before->acknowledged_report : 0;
     {
       ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT OR REPLACE INTO nodes VALUES "
-                                                  "(?, ?, ?, ?, ?, ?, 0, ?)"));
+                                                  "(?, ?, ?, ?, ?, ?, 0, ?, ?)"));
       query.Bind(node.id.value(), node.incarnation.value(), node.boot_id, node.address,
-                 node.version, ToRow(node.devices), result.acknowledged_report);
+                 node.version, ToRow(node.devices), result.acknowledged_report, node.state_folder);
       RETURN_IF_ERROR(query.Run().status());
     }
     if (before && !same_life) RETURN_IF_ERROR(RestartPlacements(tx, *before, node, live));

@@ -170,6 +170,10 @@ CREATE TABLE checkpoints (
 ALTER TABLE checkpoints ADD COLUMN commit_seq INTEGER NOT NULL DEFAULT 0 CHECK (commit_seq >= 0);
 UPDATE checkpoints SET commit_seq = rowid WHERE state IN (2, 4);
 )sql",
+    // Which agent of a machine; empty for nodes registered before.
+    R"sql(
+ALTER TABLE nodes ADD COLUMN state_folder TEXT NOT NULL DEFAULT '';
+)sql",
 };
 
 }  // namespace

@@ -175,7 +175,8 @@ CheckpointRecord ReadCheckpoint(const Query& row) {
 }
 
 const char kNodeColumns[] =
-    "name, incarnation, boot_id, address, version, devices, lost, acknowledged_report";
+    "name, incarnation, boot_id, address, version, devices, lost, acknowledged_report, "
+    "state_folder";
 
 NodeRecord ReadNode(const Query& row) {
   NodeRecord node;
@@ -191,6 +192,7 @@ NodeRecord ReadNode(const Query& row) {
   }
   node.lost = row.IntAt(6) != 0;
   node.acknowledged_report = row.IntAt(7);
+  node.state_folder = row.TextAt(8);
   return node;
 }
 

@@ -133,6 +133,28 @@ TEST_F(AgentProgramTest, ServesMetricsAndStopsGracefully) {
   EXPECT_EQ(AwaitFinished().failure().reason(), v1::DRAINED);
 }
 
+TEST_F(AgentProgramTest, EndsWhenAnotherAgentOfThisMachineHoldsItsName) {
+  coordinator_.Configure([](auto& b) { b.refusal_reason = "STATE_FOLDER_DIFFERS"; });
+  std::string out, err;
+  const ExitStatus status =
+      RunProgram({SY_AGENT_PROGRAM, "--coordinator=" + coordinator_.target(), "--node=n1",
+                  "--state-dir=" + config_.state_dir, "--cpu-ranks=1",
+                  "--metrics-listen=127.0.0.1:0", "--bin-dir=" + config_.bin_dir},
+                 out, err);
+  EXPECT_EQ(status.code, 1);
+  EXPECT_THAT(err, HasSubstr("switchyard-agent: the name is held with state folder '/elsewhere'"));
+  EXPECT_EQ(coordinator_.record().registrations.size(), 1u);
+}
+
+// The machine may have booted a moment ago: its own old lease ends soon.
+TEST_F(AgentTest, TriesAgainWhileAnotherMachineHoldsItsName) {
+  coordinator_.Configure([](auto& b) { b.refusal_reason = "NODE_NAME_TAKEN"; });
+  StartAgent();
+  ASSERT_TRUE(coordinator_.WaitFor([](const auto& r) { return r.registrations.size() >= 2; }));
+  coordinator_.Configure([](auto& b) { b.refusal_reason.clear(); });
+  EXPECT_TRUE(coordinator_.WaitFor([](const auto& r) { return r.num_heartbeats >= 1; }));
+}
+
 TEST_F(AgentProgramTest, SecondSignalEndsAtOnce) {
   auto program = StartProgram();
   ASSERT_THAT(program, IsOk());

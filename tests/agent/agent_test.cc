@@ -30,6 +30,7 @@ TEST_F(AgentTest, RegistersItsDevices) {
   EXPECT_EQ(request.node(), "n1");
   EXPECT_EQ(request.incarnation(), agent_->incarnation());
   EXPECT_EQ(request.boot_id().size(), 36u);
+  EXPECT_EQ(request.state_folder(), std::filesystem::canonical(config_.state_dir));
   EXPECT_EQ(request.address(), "127.0.0.1");
   ASSERT_EQ(request.devices_size(), 3);
   EXPECT_EQ(request.devices(2).index(), 2);

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
 #include "switchyard/v1/agent_link.grpc.pb.h"
 
 namespace switchyard {
@@ -22,6 +24,17 @@ void ToProto(absl::Duration duration, google::protobuf::Duration& out) {
 
 grpc::Status Unavailable() { return {grpc::StatusCode::UNAVAILABLE, "told to be unavailable"}; }
 
+grpc::Status AlreadyExists(const std::string& reason) {
+  google::rpc::ErrorInfo info;
+  info.set_domain("switchyard");
+  info.set_reason(reason);
+  google::rpc::Status details;
+  details.set_code(grpc::StatusCode::ALREADY_EXISTS);
+  details.add_details()->PackFrom(info);
+  return {grpc::StatusCode::ALREADY_EXISTS, "the name is held with state folder '/elsewhere'",
+          details.SerializeAsString()};
+}
+
 }  // namespace
 
 class FakeCoordinator::Service final : public v1::AgentLink::Service {
@@ -33,6 +46,7 @@ class FakeCoordinator::Service final : public v1::AgentLink::Service {
     absl::MutexLock lock(&mu_);
     record_.registrations.push_back(*request);
     if (behaviour_.refuse_registrations) return Unavailable();
+    if (!behaviour_.refusal_reason.empty()) return AlreadyExists(behaviour_.refusal_reason);
     response->set_coordinator_epoch(behaviour_.epoch);
     ToProto(behaviour_.heartbeat_interval, *response->mutable_heartbeat_interval());
     ToProto(behaviour_.lease_ttl, *response->mutable_lease_ttl());

@@ -33,6 +33,7 @@ struct CoordinatorBehaviour {
   absl::Duration heartbeat_interval = absl::Milliseconds(50);
   absl::Duration lease_ttl = absl::Seconds(120);
   bool refuse_registrations = false;
+  std::string refusal_reason;  // not empty: ALREADY_EXISTS with this ErrorInfo reason
   bool acknowledge_heartbeats = true;
   bool refuse_reports = false;       // UNAVAILABLE
   bool lose_report_answers = false;  // stored, then UNAVAILABLE

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -66,18 +67,24 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(const AgentConfig& config,
     return absl::FailedPreconditionError(
         absl::StrCat("lock ", lock_path, ": another agent uses this state folder"));
   }
+  std::error_code error;
+  const std::string state_folder = std::filesystem::canonical(config.state_dir, error);
+  if (error) return ErrnoStatus("find the real path of", config.state_dir, error.value());
   RemoveFolder(config.state_dir + "/attempts");
-  return std::unique_ptr<Agent>(
-      new Agent(config, std::move(devices), std::move(metrics), clock, std::move(lock)));
+  return std::unique_ptr<Agent>(new Agent(config, std::move(devices), std::move(metrics), clock,
+                                          std::move(lock), state_folder));
 }
 
 Agent::Agent(const AgentConfig& config, std::vector<DeviceInfo> devices,
-             std::shared_ptr<AgentMetrics> metrics, Clock& clock, UniqueFd lock)
+             std::shared_ptr<AgentMetrics> metrics, Clock& clock, UniqueFd lock,
+             std::string state_folder)
     : config_(config),
       devices_(std::move(devices)),
       metrics_(std::move(metrics)),
       clock_(clock),
       lock_(std::move(lock)),
+      state_folder_(std::move(state_folder)),
+      refused_(::eventfd(0, EFD_CLOEXEC)),
       incarnation_(RandomId()),
       client_(config.coordinator),
       spool_(clock) {
@@ -142,6 +149,11 @@ AgentSnapshot Agent::Snapshot() const {
   return snapshot;
 }
 
+absl::Status Agent::refusal() const {
+  absl::MutexLock lock(&mu_);
+  return refusal_;
+}
+
 // ---- session ----
 
 void Agent::SessionLoop(const StopToken& stop) {
@@ -150,6 +162,14 @@ void Agent::SessionLoop(const StopToken& stop) {
     bool was_up = false;
     const absl::Status status = RunSession(stop, &was_up);
     if (stop.StopRequested()) return;
+    if (ErrorReason(status) == "STATE_FOLDER_DIFFERS") {
+      {
+        absl::MutexLock lock(&mu_);
+        refusal_ = status;
+      }
+      ::eventfd_write(refused_.get(), 1);
+      return;
+    }
     failures = was_up ? 0 : failures + 1;
     const absl::Duration delay = RetryDelay(failures);
     SY_LOG(WARNING) << "no session with the coordinator at " << config_.coordinator << ": "
@@ -185,6 +205,7 @@ absl::Status Agent::Register(const StopToken& stop) {
   request.set_node(config_.node);
   request.set_incarnation(incarnation_);
   request.set_boot_id(ReadBootId());
+  request.set_state_folder(state_folder_);
   request.set_address(config_.address);
   request.set_version(kAgentVersion);
   for (const DeviceInfo& info : devices_) {

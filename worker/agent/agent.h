@@ -62,9 +62,15 @@ class Agent {
   AgentSnapshot Snapshot() const ABSL_LOCKS_EXCLUDED(mu_);
   const std::string& incarnation() const { return incarnation_; }
 
+  // Readable once the coordinator has refused this agent for good: another agent of this machine
+  // holds the node's name. It does not try again.
+  const UniqueFd& refused() const { return refused_; }
+  absl::Status refusal() const ABSL_LOCKS_EXCLUDED(mu_);
+
  private:
   Agent(const AgentConfig& config, std::vector<DeviceInfo> devices,
-        std::shared_ptr<AgentMetrics> metrics, Clock& clock, UniqueFd lock);
+        std::shared_ptr<AgentMetrics> metrics, Clock& clock, UniqueFd lock,
+        std::string state_folder);
 
   void SessionLoop(const StopToken& stop);
   // Registers, then reads orders until the session ends. `*was_up`: a heartbeat was acknowledged.
@@ -102,13 +108,16 @@ class Agent {
   const std::vector<DeviceInfo> devices_;
   const std::shared_ptr<AgentMetrics> metrics_;
   Clock& clock_;
-  const UniqueFd lock_;  // of the state folder
+  const UniqueFd lock_;             // of the state folder
+  const std::string state_folder_;  // config_.state_dir, absolute and without links
+  const UniqueFd refused_;          // an eventfd
   const std::string incarnation_;
   CoordinatorClient client_;
   ReportSpool spool_;
 
   mutable absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status refusal_ ABSL_GUARDED_BY(mu_);
   int64_t highest_epoch_ ABSL_GUARDED_BY(mu_) = 0;
   bool connected_ ABSL_GUARDED_BY(mu_) = false;
   std::shared_ptr<CoordinatorSession> session_ ABSL_GUARDED_BY(mu_);

@@ -89,7 +89,7 @@ int Run(const AgentConfig& config) {
   SY_LOG(INFO) << "agent ready node=" << config.node << " devices=" << devices.size() << " kind='"
                << devices[0].kind << "' coordinator=" << config.coordinator;
 
-  WaitForSignal(signals, -1);
+  if (!WaitForSignal(signals, (*agent)->refused().get())) return Fail((*agent)->refusal());
   SY_LOG(INFO) << "stopping: a second signal ends the agent at once";
   const UniqueFd done(::eventfd(0, EFD_CLOEXEC));
   bool complete = false;
