@@ -1,6 +1,6 @@
-// The router behind its logits: softmax, top-k, the sums an auxiliary loss is made of, and the layout
-// of the token copies by expert. Everything is deterministic: integer counts, and float sums in a
-// fixed order.
+// The router behind its logits: softmax, top-k, the sums an auxiliary loss is made of, and the
+// layout of the token copies by expert. Everything is deterministic: integer counts, and float sums
+// in a fixed order.
 //
 //   p = softmax(logits) in fp32;  the top_k largest, descending, the lower expert first among
 //   equals; weight = p of the chosen, divided by their sum when `normalize`, rounded to bf16 when
