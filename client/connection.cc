@@ -132,7 +132,9 @@ Connection::Connection(const std::string& server, const Terminal& terminal)
   grpc::ChannelArguments arguments;
   // A coordinator that restarts is back within a second; gRPC's own pauses grow to two minutes.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // gRPC also takes this as the time one attempt to connect may need: seconds, or a busy machine
+  // and a far network never connect.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   stub_ = v1::JobService::NewStub(
       grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments));

@@ -1,7 +1,10 @@
 // Writes about agents: registration, orders, reports, lost nodes.
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/json.h"
 #include "base/status_macros.h"
 #include "server/error.h"
 #include "server/store/rows.h"
@@ -69,6 +72,30 @@ absl::Status RestartPlacements(Transaction& tx, const NodeRecord& before, const 
   return absl::OkStatus();
 }
 
+// Prep's report (docs/contracts.md, report.json) in one line for people, ": ..."; empty without
+// one.
+std::string DataSummary(const std::string& data_report) {
+  const absl::StatusOr<Json> report = ParseJson(data_report, "data report");
+  const Json* train = report.ok() ? JsonFind(*report, "train") : nullptr;
+  if (train == nullptr) return "";
+  const auto count = [&](absl::string_view key) {
+    return JsonGetOr<int64_t>(*train, key, 0).value_or(0);
+  };
+  const int64_t tokens = count("tokens");
+  std::string line =
+      absl::StrFormat(": %d documents in %d rows, %d tokens, %.1f%% of them learnt",
+                      count("documents"), count("packed_rows"), tokens,
+                      tokens == 0 ? 0.0 : 100.0 * count("supervised_tokens") / tokens);
+  for (const auto& [key, what] :
+       {std::pair<absl::string_view, absl::string_view>{"malformed", "malformed rows left out"},
+        {"dropped_overlong", "too long and left out"},
+        {"truncated", "truncated"},
+        {"dropped_unsupervised", "without a target and left out"}}) {
+    if (const int64_t n = count(key); n > 0) absl::StrAppendFormat(&line, ", %d %s", n, what);
+  }
+  return line;
+}
+
 // What one report does to its attempt.
 struct ApplyReport {
   Transaction& tx;
@@ -85,9 +112,9 @@ struct ApplyReport {
     }
     placement.port = report.port;
     RETURN_IF_ERROR(UpdatePlacement(tx, placement));
-    return AddEvent(tx, job, "PHASE",
-                    absl::StrCat("prepared on node ", placement.node.value(),
-                                 report.data_report.empty() ? "" : ": ", report.data_report));
+    return AddEvent(
+        tx, job, "PHASE",
+        absl::StrCat("prepared on node ", placement.node.value(), DataSummary(report.data_report)));
   }
   absl::Status operator()(const RunningReport&) {
     if (placement.phase < PlacementPhase::kRunning) placement.phase = PlacementPhase::kRunning;

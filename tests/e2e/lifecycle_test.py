@@ -53,6 +53,7 @@ class LifecycleTest(unittest.TestCase):
         losses = [float(x) for x in re.findall(r"loss[ =:]+([0-9.]+)", result.stdout)]
         self.assertGreater(len(losses), 5, result.stdout)
         self.assertLess(min(losses[-3:]), losses[0] - 0.3, result.stdout)
+        self.assertRegex(result.stdout, r"prepared on node node0: 400 documents in \d+ rows, \d+ tokens, [0-9.]+% of them learnt")
         listed = json.loads(self.cluster.cli("checkpoints", "good", "-o", "json", check=0).stdout)
         checkpoints = listed.get("checkpoints", listed)
         self.assertEqual([int(c["step"]) for c in checkpoints], [12, 6])
@@ -64,6 +65,27 @@ class LifecycleTest(unittest.TestCase):
         self.assertEqual({f["name"] for f in manifest["files"]} | {"switchyard/manifest.json"}, names)
         # Nothing is left of the staging area.
         self.assertEqual([p for p in (folder.parents[1] / "staging").rglob("*") if p.is_file()], [])
+
+    def test_a_plan_tells_size_and_place_and_changes_nothing(self):
+        before = self.cluster.cli("list", "-o", "json", check=0).stdout
+        plan = json.loads(self.cluster.cli("plan", self.recipe("planned"), "-o", "json", check=0).stdout)
+        self.assertTrue(plan["fits_cluster"])
+        self.assertEqual((plan["ranks_wanted"], plan["ranks_total"]), (2, 2))
+        self.assertGreater(int(plan["parameters"]), int(plan["active_parameters"]))
+        self.assertEqual(int(plan["micro_batches_per_step"]), 2)
+        self.assertGreater(int(plan["memory"]["total"]), 4 * int(plan["parameters"]) // 2)
+        self.assertEqual(self.cluster.cli("list", "-o", "json", check=0).stdout, before)
+
+    def test_logs_are_there_after_the_end_whole_and_by_the_tail(self):
+        self.cluster.cli("submit", self.recipe("logged"), "--name", "logged", "--watch", check=0)
+        whole = self.cluster.cli("logs", "logged", check=0).stdout
+        kept = b"".join(p.read_bytes() for p in
+                        sorted((self.cluster.folder / "coordinator/logs/default/logged/1").iterdir()))
+        self.assertGreater(len(kept), 0)
+        for line in kept.decode().splitlines():
+            self.assertIn(line, whole)
+        tail = self.cluster.cli("logs", "logged", "--tail", "1", "--rank", "0", check=0).stdout
+        self.assertLess(len(tail), len(whole))
 
     def test_the_same_job_twice_gives_the_same_bits(self):
         for name in ("twin-a", "twin-b"):
