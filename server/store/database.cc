@@ -86,7 +86,9 @@ Query& Query::Null(int index) {
 }
 
 absl::StatusOr<bool> Query::Step() {
-  if (db_->statement_hook != nullptr) db_->statement_hook(db_->statement_hook_arg);
+  if (db_->statement_hook != nullptr) {
+    RETURN_IF_ERROR(db_->statement_hook(db_->statement_hook_arg, sqlite3_sql(statement_)));
+  }
   const int rc = sqlite3_step(statement_);
   if (rc == SQLITE_ROW) return true;
   if (rc == SQLITE_DONE) return false;
@@ -165,7 +167,7 @@ absl::StatusOr<Query> Database::Prepare(absl::string_view sql) {
 }
 
 absl::Status Database::Execute(const std::string& sql) {
-  if (statement_hook != nullptr) statement_hook(statement_hook_arg);
+  if (statement_hook != nullptr) RETURN_IF_ERROR(statement_hook(statement_hook_arg, sql));
   const int rc = sqlite3_exec(db_, sql.c_str(), nullptr, nullptr, nullptr);
   return rc == SQLITE_OK ? absl::OkStatus() : Error(rc, sql);
 }

@@ -96,8 +96,9 @@ class Database {
   // Moves the WAL's content into the database file.
   absl::Status Checkpoint();
 
-  // Called before every statement and commit. Only tests set it: to copy the files at that point.
-  void (*statement_hook)(void*) = nullptr;
+  // Called before every statement and commit; an error is that statement's result. Only tests set
+  // it: to copy the files at that point, or to let the disk or the process fail there.
+  absl::Status (*statement_hook)(void* arg, absl::string_view sql) = nullptr;
   void* statement_hook_arg = nullptr;
 
  private:

@@ -62,12 +62,15 @@ struct StoreOptions {
   int num_readers = 2;
   // First wait after a failure that is worth a retry.
   absl::Duration retry_backoff = absl::Seconds(10);
-  // An I/O error or damage: must not return. Default: logs and exits with 70.
+  // An I/O error or damage. Default: exits with 70. Should it return, every later write is refused
+  // with the same error.
   std::function<void(const absl::Status&)> on_fatal;
   // Called with the seconds that each commit took.
   std::function<void(double)> on_commit_seconds;
-  // Only tests: called on the writer before each statement.
-  std::function<void()> statement_hook;
+  // Only tests: called on the writer before each statement; an error is the statement's result.
+  std::function<absl::Status(absl::string_view sql)> statement_hook;
+  // Only the simulation: no thread; a write runs on its caller's, which must be the only one.
+  bool inline_writes = false;
 };
 
 // Makes a repeated call answer as the first one did.

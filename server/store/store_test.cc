@@ -59,7 +59,12 @@ std::unique_ptr<Store> OpenStore(const std::string& folder, Clock& clock,
                                  std::function<void()> hook = nullptr) {
   StoreOptions options;
   options.folder = folder;
-  options.statement_hook = std::move(hook);
+  if (hook) {
+    options.statement_hook = [hook = std::move(hook)](absl::string_view) {
+      hook();
+      return absl::OkStatus();
+    };
+  }
   absl::StatusOr<std::unique_ptr<Store>> store = Store::Open(std::move(options), clock);
   EXPECT_THAT(store, IsOk());
   return store.ok() ? *std::move(store) : nullptr;

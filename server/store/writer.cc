@@ -29,8 +29,11 @@ Writer::Writer(std::unique_ptr<Database> db, const StoreOptions& options, Clock&
     : options_(options), clock_(clock), db_(std::move(db)) {
   if (options_.statement_hook) {
     db_->statement_hook_arg = const_cast<StoreOptions*>(&options_);
-    db_->statement_hook = [](void* arg) { static_cast<StoreOptions*>(arg)->statement_hook(); };
+    db_->statement_hook = [](void* arg, absl::string_view sql) {
+      return static_cast<StoreOptions*>(arg)->statement_hook(sql);
+    };
   }
+  if (options_.inline_writes) return;
   thread_ = Thread("store-writer", [this](const StopToken& stop) { Loop(stop); });
 }
 
@@ -47,6 +50,15 @@ Writer::~Writer() {
 
 absl::Status Writer::Write(std::function<absl::Status(Transaction&)> body) {
   Request request{std::move(body), absl::OkStatus(), false};
+  if (options_.inline_writes) {
+    std::function<void(const ChangeSet&)> listener;
+    {
+      absl::MutexLock lock(&mu_);
+      listener = listener_;
+    }
+    Serve({&request}, listener);
+    return request.result;
+  }
   absl::MutexLock lock(&mu_);
   if (stopping_) return absl::UnavailableError("the coordinator is stopping");
   queue_.push_back(&request);
@@ -73,25 +85,30 @@ void Writer::Loop(const StopToken&) {
       }
       listener = listener_;
     }
-    ChangeSet changes;
-    const absl::Duration start = clock_.Monotonic();
-    const absl::Status commit = RunGroup(group, changes);
-    if (options_.on_commit_seconds) {
-      options_.on_commit_seconds(absl::ToDoubleSeconds(clock_.Monotonic() - start));
-    }
-    if (commit.ok()) {
-      LogChanges(changes);
-      if (listener) listener(changes);
-    }
+    Serve(group, listener);
     absl::MutexLock lock(&mu_);
-    for (Request* request : group) {
-      if (!commit.ok()) request->result = commit;
-      request->done = true;
-    }
+    for (Request* request : group) request->done = true;
   }
 }
 
+void Writer::Serve(const std::deque<Request*>& group,
+                   const std::function<void(const ChangeSet&)>& listener) {
+  ChangeSet changes;
+  const absl::Duration start = clock_.Monotonic();
+  const absl::Status commit = RunGroup(group, changes);
+  if (options_.on_commit_seconds) {
+    options_.on_commit_seconds(absl::ToDoubleSeconds(clock_.Monotonic() - start));
+  }
+  if (commit.ok()) {
+    LogChanges(changes);
+    if (listener) listener(changes);
+    return;
+  }
+  for (Request* request : group) request->result = commit;
+}
+
 absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& changes) {
+  RETURN_IF_ERROR(fatal_);
   absl::Status status = db_->Execute("BEGIN IMMEDIATE");
   for (Request* request : group) {
     if (status.ok()) status = RunOne(*request, changes);
@@ -101,8 +118,10 @@ absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& chan
   if (absl::IsDataLoss(status)) {
     // Never retried in place: after a failed fsync the page cache no longer tells the truth.
     SY_LOG(ERROR) << "storage failed, stopping error=" << status.message();
-    if (options_.on_fatal) options_.on_fatal(status);
-    ::_exit(70);
+    fatal_ = status;
+    if (!options_.on_fatal) ::_exit(70);
+    options_.on_fatal(status);
+    return status;
   }
   // A full disk may already have rolled the transaction back, so that this one fails; either way
   // none is open afterwards.

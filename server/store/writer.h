@@ -1,4 +1,5 @@
-// The one thread that writes. Requests that wait together are committed together.
+// The one thread that writes. Requests that wait together are committed together. With
+// StoreOptions::inline_writes there is no thread, and a request is its own group.
 #ifndef SWITCHYARD_SERVER_STORE_WRITER_H_
 #define SWITCHYARD_SERVER_STORE_WRITER_H_
 
@@ -30,6 +31,9 @@ class Writer {
     bool done = false;
   };
   void Loop(const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
+  // Commits the group, tells the listener, and sets the results (not `done`).
+  void Serve(const std::deque<Request*>& group,
+             const std::function<void(const ChangeSet&)>& listener);
   absl::Status RunGroup(const std::deque<Request*>& group, ChangeSet& changes);
   absl::Status RunOne(Request& request, ChangeSet& changes);
   bool HasWork() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); }
@@ -37,6 +41,7 @@ class Writer {
   const StoreOptions& options_;
   Clock& clock_;
   std::unique_ptr<Database> db_;  // the writer thread's
+  absl::Status fatal_;            // the writer thread's; storage that failed is not used again
 
   absl::Mutex mu_;
   std::deque<Request*> queue_ ABSL_GUARDED_BY(mu_);
