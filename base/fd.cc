@@ -7,9 +7,17 @@
 #include <unistd.h>
 
 #include "absl/strings/str_cat.h"
+#include "base/failpoint.h"
 #include "base/status_macros.h"
 
 namespace switchyard {
+namespace {
+
+Failpoint file_write("file.write", FailpointKind::kWrite);
+Failpoint before_rename("file.before_rename", FailpointKind::kFallible);
+Failpoint after_rename("file.after_rename", FailpointKind::kEvent);
+
+}  // namespace
 
 void UniqueFd::Reset(int fd) {
   if (fd_ >= 0) ::close(fd_);
@@ -82,14 +90,28 @@ absl::Status ReplaceFile(const std::string& path, absl::string_view data) {
   {
     UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     if (!fd.valid()) return ErrnoStatus("create", temporary, errno);
-    absl::Status status = WriteAll(fd.get(), data, temporary);
+    bool torn = false;
+    absl::Status status;
+    if (const int error = file_write.ErrnoForWrite(&torn); error != 0) {
+      status = ErrnoStatus("write", temporary, error);
+    } else if (torn) {
+      WriteAll(fd.get(), data.substr(0, data.size() / 2), temporary).IgnoreError();
+      CrashNow();
+    } else {
+      status = WriteAll(fd.get(), data, temporary);
+    }
     if (status.ok() && ::fsync(fd.get()) != 0) status = ErrnoStatus("fsync", temporary, errno);
     if (!status.ok()) {
       ::unlink(temporary.c_str());
       return status;
     }
   }
+  if (const int error = before_rename.Errno(); error != 0) {
+    ::unlink(temporary.c_str());
+    return ErrnoStatus("rename to", path, error);
+  }
   if (::rename(temporary.c_str(), path.c_str()) != 0) return ErrnoStatus("rename to", path, errno);
+  after_rename.Pass();
   const size_t slash = path.rfind('/');
   return SyncFolder(slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash));
 }

@@ -55,6 +55,15 @@ std::string UnknownFlag(const std::string& name) {
                       nearest.empty() ? "" : absl::StrCat("; did you mean --", nearest, "?"));
 }
 
+// The flags that print something instead of running; null: another flag.
+bool* PrintFlag(const std::string& name, Arguments& out) {
+  if (name == "help") return &out.help;
+  if (name == "version") return &out.version;
+  if (name == "print-states") return &out.print_states;
+  if (name == "print-failpoints") return &out.print_failpoints;
+  return nullptr;
+}
+
 std::string SetFlag(const Flag& flag, const std::string& value, ServerConfig& config) {
   if (flag.text != nullptr) {
     config.*flag.text = value;
@@ -121,8 +130,8 @@ absl::StatusOr<Arguments> ParseArguments(const std::vector<std::string>& argumen
     }
     const size_t equals = argument.find('=');
     const std::string name = argument.substr(2, equals == std::string::npos ? equals : equals - 2);
-    if (name == "help" || name == "version" || name == "print-states") {
-      (name == "help" ? out.help : name == "version" ? out.version : out.print_states) = true;
+    if (bool* const print = PrintFlag(name, out); print != nullptr) {
+      *print = true;
       continue;
     }
     const auto flag =
@@ -148,7 +157,7 @@ absl::StatusOr<Arguments> ParseArguments(const std::vector<std::string>& argumen
     std::string fault = SetFlag(*flag, value, out.config);
     if (!fault.empty()) faults.push_back(std::move(fault));
   }
-  if (faults.empty() && !out.help && !out.version && !out.print_states) {
+  if (faults.empty() && !out.help && !out.version && !out.print_states && !out.print_failpoints) {
     faults = out.config.Validate();
   }
   if (!faults.empty()) return absl::InvalidArgumentError(absl::StrJoin(faults, "\n"));
@@ -167,8 +176,11 @@ std::string HelpText() {
         &out, absl::StrFormat("  --%-32s %s%s\n", absl::StrCat(flag.name, " ", flag.value),
                               flag.help, shown.empty() ? "" : absl::StrCat(" (", shown, ")")));
   }
-  absl::StrAppend(&out, "  --print-states                     print the states as docs/states.md\n",
-                  "  --version\n  --help\n");
+  absl::StrAppend(
+      &out,
+      "  --print-states                     print the states as docs/states.md\n"
+      "  --print-failpoints                 print the places of SWITCHYARD_FAILPOINTS\n",
+      "  --version\n  --help\n");
   return out;
 }
 

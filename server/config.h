@@ -45,7 +45,8 @@ struct Arguments {
   ServerConfig config;
   bool help = false;
   bool version = false;
-  bool print_states = false;  // print docs/states.md
+  bool print_states = false;      // print docs/states.md
+  bool print_failpoints = false;  // print base/failpoint.h's places
 };
 
 // `--name value` or `--name=value`. Errors: InvalidArgument with all faults, one a line; an unknown

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/fd.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -33,6 +34,10 @@ int Run(const ServerConfig& config) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  if (const absl::Status armed = ArmFailpointsFromEnvironment(); !armed.ok()) {
+    fprintf(stderr, "switchyardd: %s\n", std::string(armed.message()).c_str());
+    return 2;
+  }
 
   absl::StatusOr<std::unique_ptr<Coordinator>> coordinator =
       Coordinator::Start(config, RealClock::Get());
@@ -84,6 +89,10 @@ int main(int argc, char** argv) {
   }
   if (arguments->print_states) {
     printf("%s", switchyard::StatesMarkdown().c_str());
+    return 0;
+  }
+  if (arguments->print_failpoints) {
+    for (const std::string& line : switchyard::FailpointNames()) printf("%s\n", line.c_str());
     return 0;
   }
   return switchyard::Run(arguments->config);

@@ -114,6 +114,10 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
       line.help = true;
       return line;
     }
+    if (argument == "--print-failpoints") {
+      line.print_failpoints = true;
+      return line;
+    }
     if (!absl::ConsumePrefix(&argument, "--")) {
       return absl::InvalidArgumentError(
           absl::StrCat("'", arguments[i], "' is not a flag; this program takes only flags"));
@@ -152,6 +156,7 @@ std::string HelpText() {
                           absl::StrCat("--", flag.name, " ", flag.value_name), flag.help);
   }
   absl::StrAppend(&text,
+                  "  --print-failpoints           print the places of SWITCHYARD_FAILPOINTS\n"
                   "\nSIGTERM: stops the trainers, reports, exits. A second one: exits at once.\n");
   return text;
 }

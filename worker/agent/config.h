@@ -38,6 +38,7 @@ struct AgentConfig {
 
 struct CommandLine {
   bool help = false;
+  bool print_failpoints = false;  // print base/failpoint.h's places
   AgentConfig config;
 };
 

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/fd.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -64,6 +65,10 @@ int Fail(const absl::Status& status) {
 int Run(const AgentConfig& config) {
   const UniqueFd signals = BlockStopSignals();
   SetLogLevel(config.log_level);
+  if (const absl::Status armed = ArmFailpointsFromEnvironment(); !armed.ok()) {
+    Fail(armed);
+    return 2;
+  }
 
   std::vector<DeviceInfo> devices;
   if (config.cpu_ranks > 0) {
@@ -119,6 +124,10 @@ int main(int argc, char** argv) {
   }
   if (line->help) {
     std::cout << switchyard::HelpText();
+    return 0;
+  }
+  if (line->print_failpoints) {
+    for (const std::string& point : switchyard::FailpointNames()) std::cout << point << "\n";
     return 0;
   }
   return switchyard::Run(line->config);
