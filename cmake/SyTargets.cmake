@@ -14,7 +14,8 @@ function(sy_configure_target target kind)
   else()
     target_link_libraries(${target} PRIVATE sy_flags ${ARG_PUBLIC} ${ARG_PRIVATE})
     # -fPIC as the libraries have it, not -fPIE: else a precompiled header would not fit.
-    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    # Linked by the C++ compiler also where a library holds CUDA code.
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF LINKER_LANGUAGE CXX)
     target_compile_options(${target} PRIVATE -fPIC)
   endif()
   if(NOT ARG_EXCEPTIONS)

@@ -18,9 +18,17 @@ add_library(sy_torch INTERFACE)
 target_include_directories(sy_torch SYSTEM INTERFACE
   ${_torch_dir}/include ${_torch_dir}/include/torch/csrc/api/include)
 target_compile_definitions(sy_torch INTERFACE USE_C10D_GLOO USE_DISTRIBUTED)
-target_link_libraries(sy_torch INTERFACE
-  -Wl,--no-as-needed ${_torch_dir}/lib/libtorch_cpu.so ${_torch_dir}/lib/libc10.so -Wl,--as-needed Threads::Threads)
+set(_torch_libs ${_torch_dir}/lib/libtorch_cpu.so ${_torch_dir}/lib/libc10.so)
 file(GLOB _nvidia_libs ${_torch_dir}/../nvidia/*/lib)
+if(SY_CUDA)
+  list(APPEND _torch_libs ${_torch_dir}/lib/libtorch_cuda.so ${_torch_dir}/lib/libc10_cuda.so)
+  # The headers that ATen's CUDA headers include come with the wheel's own runtime.
+  file(GLOB _nvidia_includes ${_torch_dir}/../nvidia/*/include)
+  target_include_directories(sy_torch SYSTEM INTERFACE ${_nvidia_includes})
+  target_compile_definitions(sy_torch INTERFACE SY_CUDA USE_C10D_NCCL)
+endif()
+target_link_libraries(sy_torch INTERFACE
+  -Wl,--no-as-needed ${_torch_libs} -Wl,--as-needed Threads::Threads)
 target_link_options(sy_torch INTERFACE -Wl,-rpath,${_torch_dir}/lib)
 foreach(_dir IN LISTS _nvidia_libs)
   get_filename_component(_dir ${_dir} REALPATH)

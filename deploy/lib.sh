@@ -37,6 +37,9 @@ as_root() {
 # version_at_least HAVE WANT: compares dotted numbers; an empty HAVE is less than any.
 version_at_least() { [ -n "$1" ] && [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
+# Whether an NVIDIA GPU is here (its driver, not its toolkit).
+has_gpu() { [ -e /dev/nvidia0 ]; }
+
 # build TARGET...: configures when needed and builds; the full output goes to build/logs.
 build() {
   local start=$SECONDS jobs
@@ -44,8 +47,10 @@ build() {
   # A compile takes up to 2 GB: fewer jobs where memory is short.
   local memory_jobs=$(($(awk '/MemAvailable/{print $2}' /proc/meminfo) / 2000000))
   [ "$jobs" -gt "$memory_jobs" ] && jobs=$((memory_jobs > 1 ? memory_jobs : 1))
-  say "building in $SY_BUILD_DIR ($jobs jobs)"
-  cmake -S . -B "$SY_BUILD_DIR" -G Ninja -DSY_DEPS_DIR="$SY_DEPS_DIR" ${SY_CMAKE_FLAGS:-} \
+  local cuda=OFF
+  "$SY_DEPS_DIR"/venv/bin/python -c 'import cutlass_library' 2>/dev/null && cuda=ON
+  say "building in $SY_BUILD_DIR ($jobs jobs, CUDA $cuda)"
+  cmake -S . -B "$SY_BUILD_DIR" -G Ninja -DSY_DEPS_DIR="$SY_DEPS_DIR" -DSY_CUDA=$cuda ${SY_CMAKE_FLAGS:-} \
     >"$(log_file configure)" 2>&1 ||
     die_with_log configure "cmake could not configure" \
       "the message above names what was not found; deploy/setup installs it; after an upgrade remove $SY_BUILD_DIR"

@@ -18,7 +18,7 @@ if [[ -d $gtest && ! -d $prefix/lib ]]; then
     -DCMAKE_INSTALL_PREFIX="$prefix" -DCMAKE_INSTALL_LIBDIR=lib >/dev/null &&
     cmake --build "$build/gtest_build" -j "$jobs" --target install >/dev/null || exit 1
 fi
-cmake -S kernels -B "$build" -DSY_CUTLASS_DIR="$cutlass" -DCMAKE_PREFIX_PATH="$prefix" >"$build.log" 2>&1 ||
+cmake -S kernels -B "$build" -DCMAKE_CUDA_FLAGS="-Xptxas -v" -DSY_CUTLASS_DIR="$cutlass" -DCMAKE_PREFIX_PATH="$prefix" >"$build.log" 2>&1 ||
   { cat "$build.log"; exit 1; }
 cmake --build "$build" -j "$jobs" -- -k >>"$build.log" 2>&1
 built=$?
