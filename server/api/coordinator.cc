@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/failpoint.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -17,6 +18,9 @@
 
 namespace switchyard {
 namespace {
+
+Failpoint before_recovery("start.before_recovery", FailpointKind::kEvent);
+Failpoint before_serving("start.before_serving", FailpointKind::kEvent);
 
 constexpr int kMaxUnaryThreads = 64;
 constexpr size_t kMaxLiveJobs = 200;                      // series per gauge at a scrape
@@ -251,6 +255,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
   ASSIGN_OR_RETURN(self.exposition, Exposition::Start(config.metrics_listen, *self.metrics));
   self.metrics_listen = WithPort(config.metrics_listen, self.exposition->port());
 
+  before_recovery.Pass();
   RETURN_IF_ERROR(self.publisher.Recover());
   ASSIGN_OR_RETURN(const std::vector<NodeRecord> nodes, self.store->ListNodes());
   for (const NodeRecord& node : nodes) {
@@ -258,6 +263,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
     self.leases.Restore({node.id, node.incarnation}, {node.boot_id, node.state_folder});
   }
   self.loop.Start();
+  before_serving.Pass();
   self.SetServing(true);
   SY_LOG(INFO) << "serving listen=" << self.listen << " agent_listen=" << self.agent_listen
                << " metrics_listen=" << self.metrics_listen << " epoch=" << self.store->epoch();

@@ -9,6 +9,7 @@
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/failpoint.h"
 #include "base/status_macros.h"
 #include "server/api/context.h"
 #include "server/api/convert.h"
@@ -22,6 +23,11 @@
 
 namespace switchyard {
 namespace {
+
+Failpoint before_create("create_job.before_store", FailpointKind::kEvent);
+Failpoint after_create("create_job.before_answer", FailpointKind::kEvent);
+Failpoint before_cancel("cancel_job.before_store", FailpointKind::kEvent);
+Failpoint after_cancel("cancel_job.before_answer", FailpointKind::kEvent);
 
 constexpr size_t kMaxRequestId = 64;
 constexpr absl::Duration kDefaultGrace = absl::Seconds(30);
@@ -143,7 +149,9 @@ class JobServiceImpl final : public StreamingBase {
     if (request.validate_only()) return ShowValidated(job, request, response);
 
     ASSIGN_OR_RETURN(const RequestKey key, MakeKey("CreateJob", project, request));
+    before_create.Pass();
     ASSIGN_OR_RETURN(const JobRecord stored, context_.store.CreateJob(job, key));
+    after_create.Pass();
     ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, stored));
     return absl::OkStatus();
   }
@@ -221,7 +229,9 @@ class JobServiceImpl final : public StreamingBase {
     }
     const std::string project = id.value().substr(9, id.value().find('/', 9) - 9);
     ASSIGN_OR_RETURN(const RequestKey key, MakeKey("CancelJob", project, request));
+    before_cancel.Pass();
     ASSIGN_OR_RETURN(const JobRecord job, context_.store.CancelJob(id, grace, key));
+    after_cancel.Pass();
     ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, job));
     return absl::OkStatus();
   }

@@ -13,12 +13,15 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/failpoint.h"
 #include "base/fd.h"
 #include "base/status_macros.h"
 #include "server/artifacts/publisher.h"
 
 namespace switchyard {
 namespace {
+
+Failpoint log_write("log.write", FailpointKind::kFallible);
 
 // Beyond this a log is a mistake, and a wrong offset would make a hole of any size.
 constexpr int64_t kMaxLogBytes = int64_t{64} << 30;
@@ -60,6 +63,7 @@ absl::Status LogFiles::Write(const JobId& job, const LogPlace& place, absl::stri
   const std::string path = Path(job, place);
   UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
   if (!fd.valid()) return ErrnoStatus("open", path, errno);
+  if (const int error = log_write.Errno(); error != 0) return ErrnoStatus("write", path, error);
   size_t done = 0;
   while (done < data.size()) {
     const ssize_t n = ::pwrite(fd.get(), data.data() + done, data.size() - done,

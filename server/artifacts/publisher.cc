@@ -16,6 +16,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "base/crc32c.h"
+#include "base/failpoint.h"
 #include "base/fd.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -24,6 +25,14 @@
 
 namespace switchyard {
 namespace {
+
+Failpoint before_begin("publish.before_begin", FailpointKind::kFallible);
+Failpoint after_begin("publish.after_begin", FailpointKind::kEvent);
+Failpoint before_rename("publish.before_rename", FailpointKind::kFallible);
+Failpoint after_rename("publish.after_rename", FailpointKind::kEvent);
+Failpoint before_end("publish.before_end", FailpointKind::kEvent);
+Failpoint after_end("publish.after_end", FailpointKind::kEvent);
+Failpoint before_retire("publish.before_remove_retired", FailpointKind::kEvent);
 
 constexpr char kManifest[] = "/switchyard/manifest.json";
 constexpr int64_t kMaxManifestBytes = 64 << 20;
@@ -171,6 +180,7 @@ absl::Status Publisher::Publish(const CheckpointRecord& checkpoint) {
     // it.
     RemoveFolder(checkpoint.path);
   }
+  RETURN_IF_ERROR(before_rename.Check());
   if (::renameat2(AT_FDCWD, checkpoint.staging_path.c_str(), AT_FDCWD, checkpoint.path.c_str(),
                   RENAME_NOREPLACE) != 0) {
     const int error = errno;
@@ -181,6 +191,7 @@ absl::Status Publisher::Publish(const CheckpointRecord& checkpoint) {
                          error);
     }
   }
+  after_rename.Pass();
   RETURN_IF_ERROR(SyncFolder(parent));
   RETURN_IF_ERROR(SyncFolder(Parent(parent)));
   const std::string staging = Parent(checkpoint.staging_path);
@@ -206,14 +217,18 @@ absl::StatusOr<CheckpointRecord> Publisher::Commit(const CommitRequest& request)
   const bool staged = Exists(checkpoint.staging_path);
   ASSIGN_OR_RETURN(checkpoint.size_bytes,
                    Verify(staged ? checkpoint.staging_path : checkpoint.path, checkpoint));
+  RETURN_IF_ERROR(before_begin.Check());
   ASSIGN_OR_RETURN(CheckpointRecord row,
                    store_.BeginCheckpoint(request.node, request.incarnation, checkpoint));
   if (row.state == CheckpointState::kCommitted) {
     if (staged) RemoveFolder(checkpoint.staging_path);
     return row;
   }
+  after_begin.Pass();
   const absl::Status published = Publish(row);
+  before_end.Pass();
   ASSIGN_OR_RETURN(row, store_.EndCheckpoint(row, published));
+  after_end.Pass();
   RETURN_IF_ERROR(published);
   RemoveRetired(row.job);
   return row;
@@ -225,7 +240,10 @@ void Publisher::RemoveRetired(const JobId& job) {
     SY_LOG(WARNING) << "retention failed job=" << job << " error=" << retired.status().message();
     return;
   }
-  for (const CheckpointRecord& c : *retired) RemoveFolder(c.path);
+  for (const CheckpointRecord& c : *retired) {
+    before_retire.Pass();
+    RemoveFolder(c.path);
+  }
 }
 
 absl::Status Publisher::Recover() {

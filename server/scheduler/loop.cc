@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "server/scheduler/policy.h"
@@ -13,6 +14,10 @@ namespace {
 
 // Leases and backoffs end without anybody waking us.
 constexpr absl::Duration kTick = absl::Milliseconds(250);
+
+Failpoint before_apply("scheduler.before_apply", FailpointKind::kEvent);
+Failpoint after_apply("scheduler.after_apply", FailpointKind::kEvent);
+Failpoint before_node_lost("scheduler.before_node_lost", FailpointKind::kEvent);
 
 }  // namespace
 
@@ -87,6 +92,7 @@ absl::Status SchedulerLoop::RunOnce() {
     expired_.push_back(std::move(lease));
   }
   while (!expired_.empty()) {
+    before_node_lost.Pass();
     RETURN_IF_ERROR(store_.NodeLost(expired_.back().node, expired_.back().incarnation));
     on_expired_(expired_.back().node);
     expired_.pop_back();
@@ -102,7 +108,10 @@ absl::Status SchedulerLoop::RunOnce() {
     ASSIGN_OR_RETURN(const JobRecord job, store_.GetJob(gang.job));
     if (job.current_attempt > 0) gang.resume_from = resume_path_(job);
   }
-  return store_.Apply(plan);
+  if (!plan.placements.empty()) before_apply.Pass();
+  RETURN_IF_ERROR(store_.Apply(plan));
+  if (!plan.placements.empty()) after_apply.Pass();
+  return absl::OkStatus();
 }
 
 }  // namespace switchyard

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "server/error.h"
@@ -13,6 +14,15 @@ namespace switchyard {
 namespace {
 
 constexpr size_t kMaxGroup = 64;
+
+Failpoint before_commit("store.before_commit", FailpointKind::kFallible);
+Failpoint after_commit("store.after_commit", FailpointKind::kEvent);
+
+// As SQLite would report it: EIO is lost data, ENOSPC and ENOMEM are not.
+absl::Status BeforeCommit() {
+  const absl::Status status = before_commit.Check();
+  return absl::IsUnavailable(status) ? absl::DataLossError(status.message()) : status;
+}
 
 void LogChanges(const ChangeSet& changes) {
   for (const JobChange& c : changes.job_changes) {
@@ -113,8 +123,12 @@ absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& chan
   for (Request* request : group) {
     if (status.ok()) status = RunOne(*request, changes);
   }
+  if (status.ok()) status = BeforeCommit();
   if (status.ok()) status = db_->Execute("COMMIT");
-  if (status.ok()) return status;
+  if (status.ok()) {
+    after_commit.Pass();
+    return status;
+  }
   if (absl::IsDataLoss(status)) {
     // Never retried in place: after a failed fsync the page cache no longer tells the truth.
     SY_LOG(ERROR) << "storage failed, stopping error=" << status.message();
