@@ -295,6 +295,15 @@ absl::StatusOr<ReportRecord> FromProto(const v1::Report& report) {
     case v1::Report::kEvent:
       out.what = EventReport{report.event().kind(), report.event().message()};
       return out;
+    case v1::Report::kLogGap: {
+      const v1::LogGap& gap = report.log_gap();
+      const std::string who = gap.rank() < 0 ? "prep" : absl::StrCat("rank ", gap.rank());
+      out.what =
+          EventReport{"WARNING", absl::StrCat("log of ", who, ": ", gap.bytes(), " bytes of ",
+                                              gap.stream(), " from ", gap.offset(),
+                                              " on were dropped; the node's disk is full")};
+      return out;
+    }
     case v1::Report::kRankFailed:
       out.what = RankFailedReport{FromProto(report.rank_failed().failure())};
       return out;
