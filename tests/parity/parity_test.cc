@@ -131,7 +131,7 @@ Errors Compare(const Case& c, ActivationMemory memory) {
   out.loss = std::abs(loss - want_loss) / want_loss;
   out.aux = want_aux == 0 ? sums.aux : std::abs(sums.aux / c.aux_coef - want_aux) / want_aux;
   for (size_t b = 0; b < store.buckets().size(); ++b) {
-    const at::Tensor flat = store.Gradient(static_cast<int>(b));
+    const at::Tensor flat = store.gradient(static_cast<int>(b));
     for (const TensorSlot& slot : store.buckets()[b].slots) {
       const double error =
           RelativeError(flat.narrow(0, slot.offset, slot.numel),

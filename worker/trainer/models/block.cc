@@ -74,7 +74,7 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
   const HeldBucket dense(store_, buckets_.dense);
   const LayerParameters weights = ViewLayer(c, *buckets_.dense_layout, dense.flat());
   const LayerParameters gradients =
-      ViewLayer(c, *buckets_.dense_layout, store_.Gradient(buckets_.dense));
+      ViewLayer(c, *buckets_.dense_layout, GradientToAddTo(store_, buckets_.dense));
 
   at::Tensor dmiddle_TH;
   {
@@ -83,7 +83,8 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
     if (is_moe()) {
       held.emplace(store_, buckets_.experts);
       experts = ViewExperts(c, *buckets_.experts_layout, held->flat());
-      dexperts = ViewExperts(c, *buckets_.experts_layout, store_.Gradient(buckets_.experts));
+      dexperts =
+          ViewExperts(c, *buckets_.experts_layout, GradientToAddTo(store_, buckets_.experts));
     }
     if (!saved.middle_TH.defined()) Recompute(context, weights, experts, &saved);
     const at::Tensor normed_TH =

@@ -191,9 +191,9 @@ LossSums Decoder::ForwardBackward(const DecoderBatch& batch, double loss_scale, 
   LossSums out;
   at::Tensor dx_TH = m.WithHead([&](const HeadParameters& head) {
     HeadParameters gradients =
-        ViewHead(m.config, m.buckets[m.head_bucket], m.store.Gradient(m.head_bucket));
+        ViewHead(m.config, m.buckets[m.head_bucket], GradientToAddTo(m.store, m.head_bucket));
     if (m.config.tie_word_embeddings) {
-      gradients.weight_VH = ViewEmbedding(m.config, m.store.Gradient(m.embedding_bucket));
+      gradients.weight_VH = ViewEmbedding(m.config, GradientToAddTo(m.store, m.embedding_bucket));
     }
     const at::Tensor hidden_TH = ops::RmsNormForward(x_TH, head.norm_H, m.config.rms_norm_eps);
     at::Tensor dhidden_TH = at::empty(hidden_TH.sizes(), hidden_TH.options());
@@ -220,7 +220,7 @@ LossSums Decoder::ForwardBackward(const DecoderBatch& batch, double loss_scale, 
     dx_TH = m.blocks[i].Backward(*context, dx_TH, daux_E, std::move(of_block));
   }
   ops::EmbeddingBackward(dx_TH, batch.tokens_T, m.config.pad_token_id,
-                         ViewEmbedding(m.config, m.store.Gradient(m.embedding_bucket)));
+                         ViewEmbedding(m.config, GradientToAddTo(m.store, m.embedding_bucket)));
   m.store.GradientDone(m.embedding_bucket);
   out.aux = aux_scale * routing.aux.value;
   out.token_copies_LE = routing.copies_LE;

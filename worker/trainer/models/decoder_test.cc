@@ -63,7 +63,7 @@ class RecordingStore final : public ParameterStore {
     store_.Release(bucket);
   }
   void Prefetch(int bucket) override { calls_->push_back(absl::StrCat("prefetch ", bucket)); }
-  at::Tensor Gradient(int bucket) override { return store_.Gradient(bucket); }
+  GradientBuffer Gradient(int bucket) override { return store_.Gradient(bucket); }
   void GradientDone(int bucket) override {
     calls_->push_back(absl::StrCat("done ", bucket));
     store_.GradientDone(bucket);
@@ -161,7 +161,7 @@ TEST(DecoderTest, RunsTwiceToTheSameBits) {
     const DecoderBatch batch = DrawBatch(2, {4, 7, 1}, toy.config.vocab_size);
     const LossSums first = toy.decoder.ForwardBackward(batch, 0.1, 0.0);
     const std::vector<at::Tensor> a = Gradients(toy.store);
-    toy.store.ZeroGradients();
+    toy.store.ForgetGradients();
     const LossSums second = toy.decoder.ForwardBackward(batch, 0.1, 0.0);
     const std::vector<at::Tensor> b = Gradients(toy.store);
     EXPECT_EQ(first.ce_sum, second.ce_sum);
@@ -245,7 +245,7 @@ TEST(DecoderTest, ThePaddingRowGetsNoGradientFromTheEmbedding) {
   batch.tokens_T.fill_(4);
   batch.tokens_T[2] = 3;
   toy.decoder.ForwardBackward(batch, 1.0, 0.0);
-  const at::Tensor rows = toy.store.Gradient(0).view({config.vocab_size, config.hidden_size});
+  const at::Tensor rows = toy.store.gradient(0).view({config.vocab_size, config.hidden_size});
   EXPECT_EQ(rows[3].abs().max().item<double>(), 0);
   EXPECT_GT(rows[4].abs().max().item<double>(), 0);
 }

@@ -68,7 +68,7 @@ inline DecoderBatch DrawBatch(uint64_t seed, const std::vector<int64_t>& lengths
 inline std::vector<at::Tensor> Gradients(LocalParameterStore& store) {
   std::vector<at::Tensor> out;
   for (size_t b = 0; b < store.buckets().size(); ++b) {
-    out.push_back(store.Gradient(static_cast<int>(b)).clone());
+    out.push_back(store.gradient(static_cast<int>(b)).clone());
   }
   return out;
 }

@@ -220,7 +220,7 @@ TEST_P(DecoderTwinTest, HasTheSameLossAndGradients) {
   EXPECT_NEAR(sums.ce_sum, twin.ce_sum.item<double>(), kTolerance * sums.ce_sum);
   EXPECT_NEAR(sums.aux, aux_scale * twin.aux.item<double>(), kTolerance);
   for (size_t b = 0; b < flats.size(); ++b) {
-    EXPECT_LE(RelativeError(store.Gradient(static_cast<int>(b)), flats[b].grad()), kTolerance)
+    EXPECT_LE(RelativeError(store.gradient(static_cast<int>(b)), flats[b].grad()), kTolerance)
         << store.buckets()[b].name;
   }
 }
@@ -276,7 +276,7 @@ TEST(DecoderGradientTest, EqualsFiniteDifferences) {
     flat.copy_(kept - step * direction);
     const double below = objective();
     flat.copy_(kept);
-    const double expected = (store.Gradient(static_cast<int>(b)) * direction).sum().item<double>();
+    const double expected = (store.gradient(static_cast<int>(b)) * direction).sum().item<double>();
     EXPECT_NEAR((above - below) / (2 * step), expected, 1e-6 * (1 + std::abs(expected)))
         << store.buckets()[b].name;
     store.Release(static_cast<int>(b));

@@ -35,6 +35,8 @@ ShardedParameterStore::ShardedParameterStore(std::vector<BucketLayout> layouts, 
                 mesh.AxisSize(axis));
     bucket.range = ShardOf(layout.numel, bucket.shard_comm->size(), bucket.shard_comm->rank());
     bucket.padded_shard = PaddedShard(layout.numel, bucket.shard_comm->size());
+    TORCH_CHECK(options_.gradient_dtype == at::kFloat || options_.gradient_dtype == at::kBFloat16,
+                "bug: fsdp: gradients in ", options_.gradient_dtype);
     bucket.shard =
         at::zeros({bucket.padded_shard}, at::device(options.device).dtype(options.weight_dtype));
     buckets_.push_back(std::move(bucket));
@@ -70,15 +72,20 @@ void ShardedParameterStore::Release(int index) {
 // Collectives of the CPU block: gathering now is all that "start" can mean there.
 void ShardedParameterStore::Prefetch(int index) { Gather(buckets_.at(index)); }
 
-at::Tensor ShardedParameterStore::Gradient(int index) {
+void ShardedParameterStore::AllocateGradient(Bucket& bucket) {
+  bucket.gradient = at::empty({bucket.padded_shard * bucket.shard_comm->size()},
+                              bucket.shard.options().dtype(options_.gradient_dtype));
+  const int64_t padding = bucket.gradient.numel() - bucket.layout.numel;
+  if (padding > 0) bucket.gradient.narrow(0, bucket.layout.numel, padding).zero_();
+}
+
+GradientBuffer ShardedParameterStore::Gradient(int index) {
   Bucket& bucket = buckets_.at(index);
   TORCH_CHECK(!bucket.reduced, "bug: fsdp: gradient of ", bucket.layout.name,
               " asked for after it was reduced");
-  if (!bucket.gradient.defined()) {
-    bucket.gradient = at::zeros({bucket.padded_shard * bucket.shard_comm->size()},
-                                bucket.shard.options().dtype(at::kFloat));
-  }
-  return bucket.gradient.narrow(0, 0, bucket.layout.numel);
+  const bool accumulate = bucket.gradient.defined();
+  if (!accumulate) AllocateGradient(bucket);
+  return {bucket.gradient.narrow(0, 0, bucket.layout.numel), accumulate};
 }
 
 void ShardedParameterStore::GradientDone(int index) {
@@ -88,8 +95,8 @@ void ShardedParameterStore::GradientDone(int index) {
 
 void ShardedParameterStore::Reduce(Bucket& bucket) {
   if (!bucket.gradient.defined()) {
-    bucket.gradient = at::zeros({bucket.padded_shard * bucket.shard_comm->size()},
-                                bucket.shard.options().dtype(at::kFloat));
+    AllocateGradient(bucket);
+    bucket.gradient.zero_();
   }
   if (bucket.shard_comm->size() == 1) {
     bucket.gradient_shard = bucket.gradient;

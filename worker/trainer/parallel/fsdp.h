@@ -22,7 +22,8 @@
 namespace switchyard {
 
 struct FsdpOptions {
-  at::ScalarType weight_dtype = at::kFloat;  // kFloat or kBFloat16
+  at::ScalarType weight_dtype = at::kFloat;    // kFloat or kBFloat16
+  at::ScalarType gradient_dtype = at::kFloat;  // kFloat or kBFloat16; sums over ranks are fp32
   at::Device device = at::kCPU;
   // Drop a gathered bucket when the model releases it; else keep it until the weights change.
   bool reshard_after_forward = true;
@@ -38,8 +39,9 @@ struct ShardRange {
 // Where this rank's slice of a bucket lies. Slices are multiples of 16 elements.
 ShardRange ShardOf(int64_t bucket_numel, int num_shards, int shard);
 
-// One thread. Gradients accumulate in fp32 over the micro-batches of a step and are summed over
-// ranks in the last one: reduce-scatter over the shard axis, then all-reduce over dp_replicate.
+// One thread. Gradients accumulate over the micro-batches of a step and are summed over ranks in
+// the last one: reduce-scatter over the shard axis, then all-reduce over dp_replicate. Their
+// buffers are allocated when the backward first asks for them and freed by WeightsChanged.
 //
 //   per step:        for each micro-batch: BeginMicrobatch; the model's forward and backward
 //                    read gradient_shard, change weight_shard; WeightsChanged
@@ -53,7 +55,7 @@ class ShardedParameterStore final : public ParameterStore {
   at::Tensor Acquire(int bucket) override;
   void Release(int bucket) override;
   void Prefetch(int bucket) override;
-  at::Tensor Gradient(int bucket) override;
+  GradientBuffer Gradient(int bucket) override;
   void GradientDone(int bucket) override;
 
   // `first` forgets the gradients of the step before; in the `last` one GradientDone reduces.
@@ -69,7 +71,7 @@ class ShardedParameterStore final : public ParameterStore {
   const std::vector<BucketLayout>& layouts() const { return layouts_; }
   const ShardRange& shard_range(int bucket) const { return buckets_[bucket].range; }
   // Views of this rank's slice, [shard_range.numel()]: weights in weight_dtype, and the step's
-  // gradient in fp32, complete after FinishGradients.
+  // gradient in gradient_dtype, complete after FinishGradients.
   at::Tensor weight_shard(int bucket) const;
   at::Tensor gradient_shard(int bucket) const;
   // Bytes of gathered copies right now; for tests and the memory report.
@@ -84,11 +86,12 @@ class ShardedParameterStore final : public ParameterStore {
     at::Tensor shard;           // [padded_shard]
     at::Tensor gathered;        // [padded_shard * shards]; undefined: not here
     int users = 0;              // Acquires without Release
-    at::Tensor gradient;        // fp32 [padded_shard * shards] while accumulating
-    at::Tensor gradient_shard;  // fp32 [padded_shard], after the reduction
+    at::Tensor gradient;        // [padded_shard * shards] while accumulating
+    at::Tensor gradient_shard;  // [padded_shard], after the reduction
     bool reduced = false;
   };
   void Gather(Bucket& bucket);
+  void AllocateGradient(Bucket& bucket);
   void Reduce(Bucket& bucket);
 
   std::vector<BucketLayout> layouts_;

@@ -105,8 +105,15 @@ TEST_P(FsdpTest, GradientsSumOverMicrobatchesAndTheRanksThatShareThem) {
         store.BeginMicrobatch(m == 0, m == 1);
         for (int b = store.num_buckets() - 1; b >= 0; --b) {
           if (mesh.rank == 0 && m == 1) continue;  // rank 0's second micro-batch is empty
-          at::Tensor gradient = store.Gradient(b);
-          gradient.add_(at::arange(gradient.numel(), at::kFloat) * double(mesh.rank + 1));
+          const GradientBuffer gradient = store.Gradient(b);
+          ASSERT_EQ(gradient.accumulate, m == 1) << "only the first of a step overwrites";
+          const at::Tensor add =
+              at::arange(gradient.flat.numel(), at::kFloat) * double(mesh.rank + 1);
+          if (gradient.accumulate) {
+            gradient.flat.add_(add);
+          } else {
+            gradient.flat.copy_(add);
+          }
         }
         for (int b = store.num_buckets() - 1; b >= 0; --b) store.GradientDone(b);
       }
@@ -150,7 +157,7 @@ TEST(FsdpAloneTest, OneRankComputesOnItsSliceWithoutACopy) {
     ShardedParameterStore store(Layouts(), mesh, comms, {});
     ASSERT_EQ(store.Acquire(0).data_ptr(), store.weight_shard(0).data_ptr());
     store.BeginMicrobatch(true, true);
-    const void* buffer = store.Gradient(0).data_ptr();
+    const void* buffer = store.Gradient(0).flat.data_ptr();
     store.GradientDone(0);
     ASSERT_EQ(store.gradient_shard(0).data_ptr(), buffer);
   });

@@ -2,18 +2,23 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
 #include <numeric>
-
-#include "worker/trainer/ops/dtype.h"
 
 namespace switchyard {
 
 LocalParameterStore::LocalParameterStore(const std::vector<BucketLayout>& buckets,
-                                         at::ScalarType type)
-    : buckets_(buckets), held_(buckets.size(), 0), done_(buckets.size(), 0) {
+                                         at::ScalarType type, at::Device device,
+                                         at::ScalarType gradient_type)
+    : buckets_(buckets),
+      written_(buckets.size(), false),
+      held_(buckets.size(), 0),
+      done_(buckets.size(), 0) {
+  if (type == at::kDouble) gradient_type = at::kDouble;
   for (const BucketLayout& bucket : buckets_) {
-    weights_.push_back(at::empty({bucket.numel}, type));
-    gradients_.push_back(at::zeros({bucket.numel}, ops::AccumulateType(type)));
+    weights_.push_back(at::empty({bucket.numel}, at::device(device).dtype(type)));
+    gradients_.push_back(at::full({bucket.numel}, std::numeric_limits<double>::quiet_NaN(),
+                                  at::device(device).dtype(gradient_type)));
   }
 }
 
@@ -29,13 +34,15 @@ void LocalParameterStore::Release(int bucket) {
 
 void LocalParameterStore::Prefetch(int) {}
 
-at::Tensor LocalParameterStore::Gradient(int bucket) { return gradients_.at(bucket); }
+GradientBuffer LocalParameterStore::Gradient(int bucket) {
+  const bool accumulate = written_.at(bucket);
+  written_[bucket] = true;
+  return {gradients_[bucket], accumulate};
+}
 
 void LocalParameterStore::GradientDone(int bucket) { ++done_.at(bucket); }
 
-void LocalParameterStore::ZeroGradients() {
-  for (at::Tensor& gradient : gradients_) gradient.zero_();
-}
+void LocalParameterStore::ForgetGradients() { written_.assign(written_.size(), false); }
 
 int LocalParameterStore::num_held() const { return std::accumulate(held_.begin(), held_.end(), 0); }
 

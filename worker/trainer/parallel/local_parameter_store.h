@@ -14,17 +14,22 @@ namespace switchyard {
 
 class LocalParameterStore final : public ParameterStore {
  public:
-  // Weights are uninitialised, gradients zero. `type`: float32, bfloat16, or float64 (whose
-  // gradients are float64 too).
-  LocalParameterStore(const std::vector<BucketLayout>& buckets, at::ScalarType type);
+  // Weights are uninitialised; gradients are NaN, so that whoever adds where it should overwrite is
+  // found out. `type`: float32 or bfloat16 with gradients in `gradient_type` (float32 or bfloat16),
+  // or float64, whose gradients are float64 too.
+  LocalParameterStore(const std::vector<BucketLayout>& buckets, at::ScalarType type,
+                      at::Device device = at::kCPU, at::ScalarType gradient_type = at::kFloat);
 
   at::Tensor Acquire(int bucket) override;
   void Release(int bucket) override;
   void Prefetch(int bucket) override;
-  at::Tensor Gradient(int bucket) override;
+  GradientBuffer Gradient(int bucket) override;
   void GradientDone(int bucket) override;
 
-  void ZeroGradients();
+  // A new step: the next Gradient of each bucket says accumulate == false.
+  void ForgetGradients();
+  // What has been accumulated, [numel].
+  const at::Tensor& gradient(int bucket) const { return gradients_.at(bucket); }
   const std::vector<BucketLayout>& buckets() const { return buckets_; }
   // Acquired more often than released, over all buckets: 0 after a complete pass.
   int num_held() const;
@@ -35,6 +40,7 @@ class LocalParameterStore final : public ParameterStore {
   std::vector<BucketLayout> buckets_;
   std::vector<at::Tensor> weights_;
   std::vector<at::Tensor> gradients_;
+  std::vector<bool> written_;
   std::vector<int> held_;
   std::vector<int> done_;
 };

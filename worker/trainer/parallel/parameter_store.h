@@ -7,6 +7,14 @@
 
 namespace switchyard {
 
+// Where the backward puts a bucket's gradient.
+struct GradientBuffer {
+  at::Tensor flat;  // [numel] on the weights' device: float32, bfloat16, or float64 in tests
+  // false: the contents are undefined (they may be NaN), and whoever was told so writes every
+  // element of the bucket, zeros where there is no gradient. true: add.
+  bool accumulate = false;
+};
+
 // Buckets are numbered as in the list of BucketLayouts that the store was made from. Calls come
 // from one thread. On several ranks every call that may communicate is made in the same order on
 // all ranks, also by a rank whose micro-batch is empty.
@@ -19,8 +27,10 @@ class ParameterStore {
   virtual void Release(int bucket) = 0;
   // Starts a gather that a later Acquire will wait for. A hint.
   virtual void Prefetch(int bucket) = 0;
-  // The buffer [numel], fp32, to which the backward adds this micro-batch's gradient of the bucket.
-  virtual at::Tensor Gradient(int bucket) = 0;
+  // The buffer for this micro-batch's gradient of the bucket. Only the first call of a step says
+  // accumulate == false: fresh buffers are neither cleared nor read. They may be allocated in that
+  // call, so ask when the gradient is about to be written, not earlier.
+  virtual GradientBuffer Gradient(int bucket) = 0;
   // All of this micro-batch's gradient has been added. In the last micro-batch of a step the sum
   // over ranks starts now.
   virtual void GradientDone(int bucket) = 0;
