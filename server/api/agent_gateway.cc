@@ -68,6 +68,15 @@ absl::Status WriteSpec(const std::string& folder, const v1::JobSpec& spec) {
 
 }  // namespace
 
+absl::Status RestoreState(Store& store, LeaseTable& leases, Publisher& publisher) {
+  RETURN_IF_ERROR(publisher.Recover());
+  ASSIGN_OR_RETURN(const std::vector<NodeRecord> nodes, store.ListNodes());
+  for (const NodeRecord& node : nodes) {
+    if (!node.lost) leases.Restore({node.id, node.incarnation}, {node.boot_id, node.state_folder});
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<v1::RegisterResponse> AgentGateway::Register(const v1::RegisterRequest& request) {
   const NodeRecord node = FromProto(request);
   const NodeLease lease{node.id, node.incarnation};

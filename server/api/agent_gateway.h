@@ -26,6 +26,10 @@ namespace switchyard {
 
 namespace v1 = ::switchyard::v1;
 
+// After a start, before anything is served: finishes the publications that a crash has left, and
+// gives every stored node a whole lease.
+absl::Status RestoreState(Store& store, LeaseTable& leases, Publisher& publisher);
+
 // Thread-safe; the references outlive it.
 class AgentGateway {
  public:

@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "server/api/agent_gateway.h"
 #include "server/api/context.h"
 #include "server/api/convert.h"
 #include "server/metrics/exposition.h"
@@ -256,12 +257,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
   self.metrics_listen = WithPort(config.metrics_listen, self.exposition->port());
 
   before_recovery.Pass();
-  RETURN_IF_ERROR(self.publisher.Recover());
-  ASSIGN_OR_RETURN(const std::vector<NodeRecord> nodes, self.store->ListNodes());
-  for (const NodeRecord& node : nodes) {
-    if (node.lost) continue;
-    self.leases.Restore({node.id, node.incarnation}, {node.boot_id, node.state_folder});
-  }
+  RETURN_IF_ERROR(RestoreState(*self.store, self.leases, self.publisher));
   self.loop.Start();
   before_serving.Pass();
   self.SetServing(true);
