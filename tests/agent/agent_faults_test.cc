@@ -20,11 +20,6 @@ v1::AttemptRef Ref(int attempt) {
   return ref;
 }
 
-TEST(LeaseTest, KillingBeginsSomeSecondsBeforeTheEnd) {
-  EXPECT_EQ(KillBudget(absl::Seconds(120)), absl::Seconds(15));
-  EXPECT_EQ(KillBudget(absl::Seconds(4)), absl::Seconds(1));
-}
-
 TEST(RetryDelayTest, GrowsToFiveSeconds) {
   for (int i = 0; i < 100; ++i) {
     EXPECT_GE(RetryDelay(0), absl::Milliseconds(100));

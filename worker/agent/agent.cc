@@ -51,10 +51,6 @@ absl::Duration RetryDelay(int failures) {
   return BackoffDelay(kPolicy, failures, absl::Uniform(random, 0.0, 1.0));
 }
 
-absl::Duration KillBudget(absl::Duration lease_ttl) {
-  return std::min(absl::Seconds(15), lease_ttl / 4);
-}
-
 absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(const AgentConfig& config,
                                                     std::vector<DeviceInfo> devices,
                                                     std::shared_ptr<AgentMetrics> metrics,

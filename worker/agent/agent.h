@@ -35,9 +35,6 @@
 
 namespace switchyard {
 
-// How long before the end of its lease an agent begins to kill: service.md 2.4's 15 s, less for the
-// short leases of tests.
-absl::Duration KillBudget(absl::Duration lease_ttl);
 // Before a call to the coordinator is repeated, `failures` (from 0) failed ones before: 0.1 to 5 s,
 // random.
 absl::Duration RetryDelay(int failures);

@@ -22,14 +22,6 @@ absl::Duration Now() { return RealClock::Get().Monotonic(); }
 
 }  // namespace
 
-StopRequest KillRequest(StopCause cause, std::string reason) {
-  StopRequest request;
-  request.cause = cause;
-  request.reason = std::move(reason);
-  request.kill = true;
-  return request;
-}
-
 Attempt::Attempt(const AgentConfig& config, v1::Assign assign, std::vector<DeviceInfo> devices,
                  ReportSpool& spool, AgentMetrics& metrics, CommitFunction commit)
     : config_(config),

@@ -30,6 +30,7 @@
 #include "switchyard/v1/agent_link.pb.h"
 #include "worker/agent/captured_process.h"
 #include "worker/agent/config.h"
+#include "worker/agent/core.h"
 #include "worker/agent/device_inventory.h"
 #include "worker/agent/failure.h"
 #include "worker/agent/job_files.h"
@@ -39,24 +40,6 @@
 #include "worker/link/messages.h"
 
 namespace switchyard {
-
-enum class StopCause {
-  kOrder,     // the coordinator's Stop: reported as stopped
-  kStale,     // the coordinator said that this attempt is over: killed
-  kLease,     // no acknowledged heartbeat for too long: killed, reported as NODE_LOST
-  kShutdown,  // this agent is being stopped: reported as DRAINED
-};
-
-struct StopRequest {
-  StopCause cause = StopCause::kOrder;
-  std::string reason;
-  absl::Duration grace;     // from the stop frame to SIGTERM
-  bool checkpoint = false;  // whether the trainers write one first
-  bool kill = false;        // SIGKILL at once
-};
-
-// SIGKILL at once.
-StopRequest KillRequest(StopCause cause, std::string reason);
 
 // Publishes a checkpoint at the coordinator, retrying while it is away, until told to stop.
 using CommitFunction = std::function<absl::StatusOr<v1::Checkpoint>(

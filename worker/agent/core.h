@@ -130,7 +130,7 @@ struct SendReport {
 struct ForgetAttempt {
   AttemptId id;
 };
-// From this time (monotonic) on shims kill their trainers. Never earlier than the one before.
+// From this time (monotonic) on shims kill their trainers.
 struct MoveDeadline {
   absl::Duration deadline;
 };
@@ -145,6 +145,15 @@ struct RenewIncarnation {};
 using AgentAction = std::variant<LaunchPrep, LaunchGang, AdoptGang, StopAttempt, SendReport,
                                  ForgetAttempt, MoveDeadline, EndSession, RenewIncarnation>;
 using AgentActions = std::vector<AgentAction>;
+
+// The numbers of the report spool.
+struct ReportNumbers {
+  int64_t first = 1;  // the lowest that can still be sent; `next` when none is pending
+  int64_t next = 1;   // of the report added next
+};
+
+// The final report of an attempt that was stopped before it ended by itself.
+v1::Finished FinishedByStop(const StopRequest& stop, const std::string& node);
 
 struct AgentCoreOptions {
   std::string node;
@@ -182,11 +191,10 @@ class AgentCore {
 
   // ---- what the coordinator says ----
 
-  // `sent`: when the request was sent. `first_kept`: the lowest report number that can still be
-  // sent (the next one to be given, when none is pending).
+  // `sent`: when the request was sent.
   // Errors: Aborted: an epoch lower than one seen before, an old coordinator; nothing was done.
   absl::StatusOr<AgentActions> OnRegistered(const v1::RegisterResponse& response,
-                                            absl::Duration sent, int64_t first_kept,
+                                            absl::Duration sent, const ReportNumbers& reports,
                                             absl::Duration now);
   // Errors: as OnRegistered.
   absl::StatusOr<AgentActions> OnSessionResponse(const v1::SessionResponse& response,
@@ -208,7 +216,7 @@ class AgentCore {
   // The agent is being stopped: stops all with `grace`, refuses what comes.
   AgentActions OnShutdown(absl::Duration grace);
   AgentActions OnTime(absl::Duration now);
-  // When OnTime is due at the latest; InfiniteFuture-like InfiniteDuration: not.
+  // When OnTime is due; InfiniteDuration: never, as things are.
   absl::Duration NextTime() const;
 
   // ---- state ----
@@ -218,8 +226,11 @@ class AgentCore {
     Phase phase = Phase::kWaiting;
     v1::Assign assign;
     std::optional<v1::Start> start;
-    std::optional<StopRequest> stop;  // as it was first asked
-    absl::Duration wait_deadline;     // in kWaiting
+    bool killed = false;  // a StopAttempt with kill was given
+    // The Stop order that ends it soonest, and when its grace period ends.
+    std::optional<v1::Stop> remembered_stop;
+    absl::Duration stop_deadline;
+    absl::Duration wait_deadline;  // in kWaiting
   };
   const std::map<AttemptId, Attempt>& attempts() const { return attempts_; }
   // Null: unknown.
@@ -240,18 +251,19 @@ class AgentCore {
 
   // False: `number` was seen before, or a higher one.
   bool IsNew(const AttemptId& id) const;
-  // Remembers an order. On an error the attempt is refused with it.
-  bool Remember(JournalRecord record, AgentActions& actions);
+  // Fences the job's attempts up to `id` off, in memory even when the journal fails.
+  absl::Status Remember(JournalRecord record);
   void Refuse(const AttemptId& id, v1::FailureReason reason, const std::string& message,
               AgentActions& actions);
-  // Why the devices of an order cannot be had, for good; OK also when others hold them now.
-  absl::Status CheckDevices(const v1::Assign& assign) const;
-  // A live attempt that `assign` must wait for: an older one of its job, or a holder of one of its
-  // devices. Null: none.
-  const AttemptId* Blocker(const AttemptId& id, const v1::Assign& assign) const;
+  // Why the devices of an order cannot be had. Those of an older attempt of its job can.
+  absl::Status CheckDevices(const AttemptId& id, const v1::Assign& assign) const;
+  bool HasOlderLive(const AttemptId& id) const;
   void LaunchWaiting(AgentActions& actions);
   void Stop(const AttemptId& id, const StopRequest& request, AgentActions& actions);
   void End(const AttemptId& id, v1::Finished finished, AgentActions& actions);
+  absl::Duration SilentTime() const {
+    return last_ack_ + 3 * heartbeat_interval_ + absl::Seconds(2);
+  }
 
   const AgentCoreOptions options_;
   AgentJournal& journal_;

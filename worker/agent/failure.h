@@ -10,7 +10,7 @@
 
 #include "absl/strings/string_view.h"
 #include "switchyard/v1/job.pb.h"
-#include "worker/agent/subprocess.h"
+#include "worker/agent/exit_status.h"
 #include "worker/link/messages.h"
 
 namespace switchyard {

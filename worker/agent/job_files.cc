@@ -104,6 +104,7 @@ v1::StepMetrics ToStepMetrics(const StepFrame& frame) {
   for (const auto& [phase, seconds] : frame.phase_seconds) {
     (*metrics.mutable_phase_seconds())[phase] = seconds;
   }
+  for (const double seconds : frame.rank_busy_seconds) metrics.add_rank_busy_seconds(seconds);
   return metrics;
 }
 

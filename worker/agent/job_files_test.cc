@@ -126,6 +126,8 @@ TEST(JobFilesTest, EveryStepFieldIsForwarded) {
     if (added.count(field->name()) > 0) continue;
     if (field->is_map()) {
       json[field->name()] = Json{{"forward", 0.5}};
+    } else if (field->is_repeated()) {
+      json[field->name()] = {0.5, 0.25};
     } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING) {
       json[field->name()] = "text";
     } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL) {

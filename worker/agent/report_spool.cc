@@ -5,13 +5,45 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
+#include "absl/strings/string_view.h"
 #include "base/fd.h"
 #include "base/log.h"
 
 namespace switchyard {
 namespace {
+
+// Records: the kind, i64 sequence, then
+//   kReport   i32 rank and i64 position of the frame it was made of, v1::Report
+//   kLog      v1::Report with a LogChunk without data: a piece begins
+//   kSeal     i64 size: the piece was handed out with so many bytes
+//   kGap      v1::Report with a LogGap, in place of the piece
+//   kAcked    all up to the sequence are acknowledged
+enum Kind : char { kReport = 'R', kLog = 'L', kSeal = 'S', kGap = 'G', kAcked = 'A' };
+
+template <typename T>
+void Put(T value, std::string& out) {
+  char bytes[sizeof(T)];
+  std::memcpy(bytes, &value, sizeof(T));
+  out.append(bytes, sizeof(T));
+}
+
+template <typename T>
+T Take(absl::string_view& text) {
+  T value{};
+  const size_t size = std::min(sizeof(T), text.size());
+  std::memcpy(&value, text.data(), size);
+  text.remove_prefix(size);
+  return value;
+}
+
+std::string Record(Kind kind, int64_t sequence) {
+  std::string record(1, kind);
+  Put(sequence, record);
+  return record;
+}
 
 // Bytes [offset, offset + size) of a file that has them. Fewer when someone has damaged the file.
 std::string ReadPiece(const std::string& path, int64_t offset, int64_t size) {
@@ -33,20 +65,52 @@ std::string ReadPiece(const std::string& path, int64_t offset, int64_t size) {
   return data;
 }
 
+// What must not be lost even when the machine loses its power.
+bool IsImportant(const v1::Report& report) {
+  return report.has_finished() || report.has_rank_failed();
+}
+
 }  // namespace
 
-ReportSpool::Entry& ReportSpool::AppendLocked(const AttemptId& attempt) {
+// ---- adding ----
+
+void ReportSpool::SaveLocked(std::string record, bool sync) {
+  if (storage_ == nullptr) return;
+  const bool begins = record[0] == kReport || record[0] == kLog;
+  unsaved_.push_back({begins ? last_ : last_ + 1, std::move(record), sync});
+  while (!unsaved_.empty()) {
+    const Unsaved& next = unsaved_.front();
+    const absl::Status status = storage_->Append(next.sequence, next.record, next.sync);
+    if (!status.ok()) {
+      if (unsaved_.size() == 1) SY_LOG(ERROR) << "reports are kept in memory only: " << status;
+      return;
+    }
+    unsaved_.pop_front();
+  }
+}
+
+ReportSpool::Entry& ReportSpool::AppendLocked(const AttemptId& attempt, v1::Report report) {
+  ++last_;
+  const int64_t nanoseconds = absl::ToUnixNanos(clock_.Now());
+  report.set_job(attempt.job.value());
+  report.set_attempt(attempt.number);
+  report.mutable_time()->set_seconds(nanoseconds / 1'000'000'000);
+  report.mutable_time()->set_nanos(static_cast<int32_t>(nanoseconds % 1'000'000'000));
   Entry& entry = entries_.emplace_back();
-  entry.number = ++last_number_;
-  entry.time = clock_.Now();
   entry.attempt = attempt;
+  entry.report = std::move(report);
   ++pending_by_attempt_[attempt];
   return entry;
 }
 
-void ReportSpool::Add(const AttemptId& attempt, v1::Report report) {
+void ReportSpool::Add(const AttemptId& attempt, v1::Report report, const FrameOrigin& origin) {
   absl::MutexLock lock(&mu_);
-  AppendLocked(attempt).report = std::move(report);
+  Entry& entry = AppendLocked(attempt, std::move(report));
+  entry.origin = origin;
+  std::string record = Record(kReport, last_);
+  Put(static_cast<int32_t>(origin.rank), record);
+  Put(origin.position, record);
+  SaveLocked(record + entry.report.SerializeAsString(), IsImportant(entry.report));
 }
 
 void ReportSpool::AddLog(const std::shared_ptr<const LogSource>& source, int64_t offset,
@@ -56,14 +120,20 @@ void ReportSpool::AddLog(const std::shared_ptr<const LogSource>& source, int64_t
     Entry* entry = nullptr;
     const auto open = open_.find(source.get());
     if (open != open_.end() && open->second > last_handed_out_) {
-      Entry& last = entries_[static_cast<size_t>(open->second - entries_.front().number)];
-      if (last.size < kMaxChunkBytes) entry = &last;
+      Entry& last = AtLocked(open->second);
+      const bool follows =
+          last.source != nullptr && last.report.log().offset() + last.size == offset;
+      if (follows && last.size < kMaxChunkBytes) entry = &last;
     }
     if (entry == nullptr) {
-      entry = &AppendLocked(source->attempt);
+      v1::Report report;
+      report.mutable_log()->set_rank(source->rank);
+      report.mutable_log()->set_stream(source->stream);
+      report.mutable_log()->set_offset(offset);
+      entry = &AppendLocked(source->attempt, std::move(report));
       entry->source = source;
-      entry->offset = offset;
-      open_[source.get()] = entry->number;
+      open_[source.get()] = last_;
+      SaveLocked(Record(kLog, last_) + entry->report.SerializeAsString(), false);
     }
     const int64_t joined = std::min(size, kMaxChunkBytes - entry->size);
     entry->size += joined;
@@ -72,54 +142,177 @@ void ReportSpool::AddLog(const std::shared_ptr<const LogSource>& source, int64_t
   }
 }
 
-v1::Report ReportSpool::Materialize(const Entry& entry) {
+// ---- sending ----
+
+v1::Report ReportSpool::Materialize(const Entry& entry, int64_t number) {
   v1::Report report = entry.report;
-  report.set_number(entry.number);
-  report.set_job(entry.attempt.job.value());
-  report.set_attempt(entry.attempt.number);
-  const int64_t nanoseconds = absl::ToUnixNanos(entry.time);
-  report.mutable_time()->set_seconds(nanoseconds / 1'000'000'000);
-  report.mutable_time()->set_nanos(static_cast<int32_t>(nanoseconds % 1'000'000'000));
+  report.set_number(number);
   if (entry.source != nullptr) {
-    v1::LogChunk* log = report.mutable_log();
-    log->set_rank(entry.source->rank);
-    log->set_stream(entry.source->stream);
-    log->set_offset(entry.offset);
-    log->set_data(ReadPiece(entry.source->path, entry.offset, entry.size));
+    report.mutable_log()->set_data(
+        ReadPiece(entry.source->path, report.log().offset(), entry.size));
   }
   return report;
 }
 
 std::vector<v1::Report> ReportSpool::NextBatch(int64_t max_bytes) {
-  std::vector<Entry> chosen;
+  std::vector<std::pair<int64_t, Entry>> chosen;
   {
     absl::MutexLock lock(&mu_);
     int64_t bytes = 0;
-    for (const Entry& entry : entries_) {
+    int64_t sequence = FirstLocked();
+    for (Entry& entry : entries_) {
       bytes += entry.size + static_cast<int64_t>(entry.report.ByteSizeLong()) + 128;
       if (!chosen.empty() && bytes > max_bytes) break;
-      chosen.push_back(entry);
+      if (entry.source != nullptr && !entry.sealed) {
+        entry.sealed = true;
+        std::string record = Record(kSeal, sequence);
+        Put(entry.size, record);
+        SaveLocked(std::move(record), false);
+      }
+      chosen.emplace_back(sequence++ - base_, entry);
     }
-    if (!chosen.empty()) last_handed_out_ = std::max(last_handed_out_, chosen.back().number);
+    if (!chosen.empty()) last_handed_out_ = std::max(last_handed_out_, sequence - 1);
   }
   std::vector<v1::Report> reports;  // files are read outside the lock
-  for (const Entry& entry : chosen) reports.push_back(Materialize(entry));
+  for (const auto& [number, entry] : chosen) reports.push_back(Materialize(entry, number));
   return reports;
 }
 
-void ReportSpool::Acknowledge(int64_t number) {
-  absl::MutexLock lock(&mu_);
-  while (!entries_.empty() && entries_.front().number <= number) {
-    const Entry& entry = entries_.front();
-    const auto pending = pending_by_attempt_.find(entry.attempt);
-    if (--pending->second == 0) pending_by_attempt_.erase(pending);
-    if (entry.source != nullptr) {
-      const auto open = open_.find(entry.source.get());
-      if (open != open_.end() && open->second == entry.number) open_.erase(open);
-    }
-    entries_.pop_front();
+void ReportSpool::PopLocked() {
+  const Entry& entry = entries_.front();
+  const auto pending = pending_by_attempt_.find(entry.attempt);
+  if (--pending->second == 0) pending_by_attempt_.erase(pending);
+  if (entry.source != nullptr) {
+    const auto open = open_.find(entry.source.get());
+    if (open != open_.end() && open->second == FirstLocked()) open_.erase(open);
   }
+  entries_.pop_front();
 }
+
+std::vector<LogPiece> ReportSpool::Acknowledge(int64_t number) {
+  std::vector<LogPiece> pieces;
+  absl::MutexLock lock(&mu_);
+  const int64_t sequence = number + base_;
+  if (sequence < FirstLocked()) return pieces;
+  while (!entries_.empty() && FirstLocked() <= sequence) {
+    const Entry& entry = entries_.front();
+    if (entry.source != nullptr) {
+      pieces.push_back({entry.source, entry.report.log().offset(), entry.size});
+    }
+    PopLocked();
+  }
+  SaveLocked(Record(kAcked, FirstLocked() - 1), false);
+  if (storage_ != nullptr && unsaved_.empty()) storage_->Release(FirstLocked());
+  return pieces;
+}
+
+void ReportSpool::TurnIntoGap(Entry& entry) {
+  v1::LogGap gap;
+  gap.set_rank(entry.report.log().rank());
+  gap.set_stream(entry.report.log().stream());
+  gap.set_offset(entry.report.log().offset());
+  gap.set_bytes(entry.size);
+  *entry.report.mutable_log_gap() = gap;
+  entry.source = nullptr;
+  entry.size = 0;
+}
+
+std::vector<LogPiece> ReportSpool::DropOldestLogs(int64_t bytes) {
+  std::vector<LogPiece> pieces;
+  absl::MutexLock lock(&mu_);
+  int64_t dropped = 0;
+  int64_t sequence = FirstLocked();
+  for (Entry& entry : entries_) {
+    if (dropped >= bytes) break;
+    if (sequence > last_handed_out_ && entry.source != nullptr) {
+      pieces.push_back({entry.source, entry.report.log().offset(), entry.size});
+      dropped += entry.size;
+      const auto open = open_.find(entry.source.get());
+      if (open != open_.end() && open->second == sequence) open_.erase(open);
+      TurnIntoGap(entry);
+      SaveLocked(Record(kGap, sequence) + entry.report.SerializeAsString(), false);
+    }
+    ++sequence;
+  }
+  dropped_log_bytes_ += dropped;
+  return pieces;
+}
+
+int64_t ReportSpool::Rebase() {
+  absl::MutexLock lock(&mu_);
+  base_ = FirstLocked() - 1;
+  return base_;
+}
+
+// ---- recovery ----
+
+RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
+  RecoveredSpool recovered;
+  if (storage_ == nullptr) return recovered;
+  std::vector<std::string> records = storage_->Load();
+  absl::MutexLock lock(&mu_);
+  bool first = true;
+  for (const std::string& text : records) {
+    absl::string_view rest = text;
+    const char kind = Take<char>(rest);
+    const int64_t sequence = Take<int64_t>(rest);
+    if (kind == kReport || kind == kLog) {
+      if (first) last_ = sequence - 1;
+      first = false;
+      if (sequence != last_ + 1) continue;  // a piece of a segment that should be gone
+      ++last_;
+      Entry& entry = entries_.emplace_back();
+      if (kind == kReport) {
+        entry.origin.rank = Take<int32_t>(rest);
+        entry.origin.position = Take<int64_t>(rest);
+      }
+      entry.report.ParseFromArray(rest.data(), static_cast<int>(rest.size()));
+      entry.attempt = {JobId(entry.report.job()), entry.report.attempt()};
+      ++pending_by_attempt_[entry.attempt];
+      if (entry.origin.rank >= 0) {
+        int64_t& position = recovered.frames[{entry.attempt, entry.origin.rank}];
+        position = std::max(position, entry.origin.position);
+      }
+      if (kind == kLog) {
+        const LogPiece found =
+            find_log(entry.attempt, entry.report.log().rank(), entry.report.log().stream());
+        entry.source = found.source;
+        entry.size = -1;  // until a seal, or what follows, tells
+        int64_t& end =
+            recovered.logs[{entry.attempt, entry.report.log().rank(), entry.report.log().stream()}];
+        end = std::max({end, found.size, entry.report.log().offset()});
+      }
+    } else if (kind == kAcked) {
+      while (!entries_.empty() && FirstLocked() <= sequence) PopLocked();
+      if (first) last_ = std::max(last_, sequence);
+    } else if (sequence >= FirstLocked() && sequence <= last_) {
+      Entry& entry = AtLocked(sequence);
+      if (kind == kSeal) {
+        entry.size = Take<int64_t>(rest);
+        entry.sealed = true;
+        last_handed_out_ = std::max(last_handed_out_, sequence);
+      } else if (kind == kGap) {
+        entry.report.ParseFromArray(rest.data(), static_cast<int>(rest.size()));
+        entry.source = nullptr;
+        entry.size = 0;
+      }
+    }
+  }
+  last_ = std::max(last_, base_);
+  // From the newest to the oldest: a piece ends where the next of its stream begins.
+  std::map<std::tuple<AttemptId, int, std::string>, int64_t> next = recovered.logs;
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
+    if (entry->report.has_finished()) recovered.finished.insert(entry->attempt);
+    if (!entry->report.has_log()) continue;
+    const v1::LogChunk& log = entry->report.log();
+    int64_t& end = next[{entry->attempt, log.rank(), log.stream()}];
+    if (entry->size < 0) entry->size = std::clamp<int64_t>(end - log.offset(), 0, kMaxChunkBytes);
+    end = log.offset();
+  }
+  return recovered;
+}
+
+// ---- waiting and counting ----
 
 bool ReportSpool::WaitForReports(absl::Duration timeout) {
   absl::MutexLock lock(&mu_);
@@ -131,6 +324,11 @@ bool ReportSpool::WaitUntilEmpty(absl::Duration timeout) {
   return mu_.AwaitWithTimeout(absl::Condition(this, &ReportSpool::IsEmptyLocked), timeout);
 }
 
+ReportNumbers ReportSpool::numbers() const {
+  absl::MutexLock lock(&mu_);
+  return {FirstLocked() - base_, last_ + 1 - base_};
+}
+
 int64_t ReportSpool::num_pending() const {
   absl::MutexLock lock(&mu_);
   return static_cast<int64_t>(entries_.size());
@@ -140,6 +338,11 @@ int64_t ReportSpool::num_pending(const AttemptId& attempt) const {
   absl::MutexLock lock(&mu_);
   const auto it = pending_by_attempt_.find(attempt);
   return it == pending_by_attempt_.end() ? 0 : it->second;
+}
+
+int64_t ReportSpool::dropped_log_bytes() const {
+  absl::MutexLock lock(&mu_);
+  return dropped_log_bytes_;
 }
 
 }  // namespace switchyard

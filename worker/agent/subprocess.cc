@@ -90,11 +90,6 @@ absl::StatusOr<UniqueFd> Above(int fd) {
 
 }  // namespace
 
-std::string ExitStatus::ToString() const {
-  if (signal == 0) return absl::StrCat("exit code ", code);
-  return absl::StrCat("signal ", signal, " (", ::strsignal(signal), ")");
-}
-
 absl::StatusOr<std::unique_ptr<Subprocess>> Subprocess::Start(const SubprocessOptions& options) {
   const std::string& program = options.argv.at(0);
   if (::access(program.c_str(), X_OK) != 0) return ErrnoStatus("start", program, errno);

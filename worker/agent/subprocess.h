@@ -13,16 +13,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/fd.h"
+#include "worker/agent/exit_status.h"
 
 namespace switchyard {
-
-// How a process ended: exactly one of the two is meaningful.
-struct ExitStatus {
-  int code = 0;    // when signal is 0
-  int signal = 0;  // when not 0
-  // "exit code 7", "signal 9 (Killed)".
-  std::string ToString() const;
-};
 
 struct SubprocessOptions {
   std::vector<std::string> argv;  // argv[0]: path of the program, not searched in PATH

@@ -94,25 +94,32 @@ absl::Status FrameChannel::Fail(absl::Status status) {
   return status;
 }
 
-absl::StatusOr<Json> FrameChannel::NextBuffered() {
-  if (buffer_.size() < kHeaderBytes) return absl::DeadlineExceededError("no frame yet");
+absl::StatusOr<Json> TakeFrame(absl::string_view bytes, size_t max_frame_bytes, size_t* used) {
+  if (bytes.size() < kHeaderBytes) return absl::DeadlineExceededError("no frame yet");
   size_t length = 0;
   for (size_t i = 0; i < kHeaderBytes; ++i) {
-    length |= static_cast<size_t>(static_cast<unsigned char>(buffer_[i])) << (8 * i);
+    length |= static_cast<size_t>(static_cast<unsigned char>(bytes[i])) << (8 * i);
   }
-  if (length > max_frame_bytes_) {
-    return Fail(absl::InvalidArgumentError(absl::StrCat(
-        "receive a frame: its header says ", length, " bytes, the limit is ", max_frame_bytes_)));
+  if (length > max_frame_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("receive a frame: its header says ", length,
+                                                   " bytes, the limit is ", max_frame_bytes));
   }
-  if (buffer_.size() < kHeaderBytes + length) return absl::DeadlineExceededError("no frame yet");
-  absl::StatusOr<Json> frame =
-      ParseJson(absl::string_view(buffer_).substr(kHeaderBytes, length), "a frame");
-  if (!frame.ok()) return Fail(frame.status());
+  if (bytes.size() < kHeaderBytes + length) return absl::DeadlineExceededError("no frame yet");
+  absl::StatusOr<Json> frame = ParseJson(bytes.substr(kHeaderBytes, length), "a frame");
+  if (!frame.ok()) return frame.status();
   if (!frame->is_object()) {
-    return Fail(absl::InvalidArgumentError(
-        absl::StrCat("receive a frame: expected an object, got ", frame->type_name())));
+    return absl::InvalidArgumentError(
+        absl::StrCat("receive a frame: expected an object, got ", frame->type_name()));
   }
-  buffer_.erase(0, kHeaderBytes + length);
+  *used = kHeaderBytes + length;
+  return frame;
+}
+
+absl::StatusOr<Json> FrameChannel::NextBuffered() {
+  size_t used = 0;
+  absl::StatusOr<Json> frame = TakeFrame(buffer_, max_frame_bytes_, &used);
+  if (absl::IsInvalidArgument(frame.status())) return Fail(frame.status());
+  buffer_.erase(0, used);
   return frame;
 }
 

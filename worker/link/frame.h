@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/fd.h"
@@ -27,6 +28,10 @@ struct SocketPair {
 };
 // A connected AF_UNIX stream pair, both ends close-on-exec. Errors: ResourceExhausted.
 absl::StatusOr<SocketPair> MakeSocketPair();
+
+// The first frame of `bytes`, and in `*used` how many bytes it takes. Errors: DeadlineExceeded: it
+// is not whole; InvalidArgument: not a JSON object, or longer than `max_frame_bytes`.
+absl::StatusOr<Json> TakeFrame(absl::string_view bytes, size_t max_frame_bytes, size_t* used);
 
 // True for the status of a link whose other end closed between two frames.
 bool IsLinkClosed(const absl::Status& status);

@@ -92,6 +92,7 @@ void Visit(StepFrame& f, Visitor& v) {
   v.Optional("validation_loss", f.validation_loss);
   v.Optional("validation_name", f.validation_name);
   v.Optional("phase_seconds", f.phase_seconds);
+  v.Optional("rank_busy_seconds", f.rank_busy_seconds);
 }
 
 template <typename Visitor>

@@ -103,6 +103,7 @@ struct StepFrame {
   std::optional<double> validation_loss;
   std::string validation_name;
   std::map<std::string, double> phase_seconds;
+  std::vector<double> rank_busy_seconds;  // by rank; empty: not measured
 };
 
 // Rank 0 only.

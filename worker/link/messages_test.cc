@@ -61,6 +61,7 @@ TEST(MessagesTest, StepFrameCarriesEveryFieldThere) {
   step.validation_loss = 2.75;
   step.validation_name = "v";
   step.phase_seconds = {{"backward", 0.5}, {"forward", 0.25}};
+  step.rank_busy_seconds = {0.1, 0.125};
   absl::StatusOr<RankFrame> parsed = ParseRankFrame(ToJson(RankFrame(step)));
   ASSERT_THAT(parsed, IsOk());
   const StepFrame* got = std::get_if<StepFrame>(&*parsed);
@@ -69,7 +70,7 @@ TEST(MessagesTest, StepFrameCarriesEveryFieldThere) {
   EXPECT_EQ(got->validation_loss, 2.75);
   EXPECT_EQ(got->phase_seconds, step.phase_seconds);
   EXPECT_EQ(DumpJson(ToJson(*parsed)), DumpJson(ToJson(RankFrame(step))));
-  EXPECT_EQ(ToJson(*parsed).size(), 21u);  // 20 fields and the type
+  EXPECT_EQ(ToJson(*parsed).size(), 22u);  // 21 fields and the type
 }
 
 TEST(MessagesTest, NumbersThatAreNotFiniteSurvive) {

@@ -1,0 +1,87 @@
+#include "worker/agent/journal.h"
+
+#include <cstring>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kCompactBytes = 4 << 20;
+constexpr int64_t kReserveBytes = 1 << 20;
+
+template <typename T>
+void Put(T value, std::string& out) {
+  char bytes[sizeof(T)];
+  std::memcpy(bytes, &value, sizeof(T));
+  out.append(bytes, sizeof(T));
+}
+
+template <typename T>
+bool Take(absl::string_view& text, T& value) {
+  if (text.size() < sizeof(T)) return false;
+  std::memcpy(&value, text.data(), sizeof(T));
+  text.remove_prefix(sizeof(T));
+  return true;
+}
+
+}  // namespace
+
+std::string EncodeJournalRecord(const JournalRecord& record) {
+  std::string text;
+  const std::string& job = record.attempt.job.value();
+  Put(static_cast<uint8_t>(record.kind), text);
+  Put(record.attempt.number, text);
+  Put(absl::ToInt64Nanoseconds(record.time), text);
+  Put(static_cast<uint32_t>(job.size()), text);
+  return text + job + record.order;
+}
+
+absl::StatusOr<JournalRecord> DecodeJournalRecord(absl::string_view text) {
+  JournalRecord record;
+  uint8_t kind = 0;
+  int64_t nanoseconds = 0;
+  uint32_t name_size = 0;
+  if (!Take(text, kind) || !Take(text, record.attempt.number) || !Take(text, nanoseconds) ||
+      !Take(text, name_size) || text.size() < name_size || kind < 1 || kind > 5) {
+    return absl::InvalidArgumentError(absl::StrCat("a journal record of kind ", int{kind}));
+  }
+  record.kind = static_cast<JournalRecord::Kind>(kind);
+  record.time = absl::Nanoseconds(nanoseconds);
+  record.attempt.job = JobId(std::string(text.substr(0, name_size)));
+  record.order = std::string(text.substr(name_size));
+  return record;
+}
+
+absl::StatusOr<std::unique_ptr<FileJournal>> FileJournal::Open(const std::string& path,
+                                                               AgentMemory* memory) {
+  std::vector<std::string> records;
+  ASSIGN_OR_RETURN(std::unique_ptr<RecordFile> file,
+                   RecordFile::Open(path, &records, kReserveBytes));
+  for (const std::string& text : records) {
+    const absl::StatusOr<JournalRecord> record = DecodeJournalRecord(text);
+    if (!record.ok())
+      return absl::DataLossError(absl::StrCat(path, ": ", record.status().message()));
+    memory->Apply(*record);
+  }
+  if (file->size_bytes() > kCompactBytes) {
+    std::string compact;
+    for (const JournalRecord& record : memory->Records()) {
+      compact += EncodeRecord(EncodeJournalRecord(record));
+    }
+    file.reset();
+    RETURN_IF_ERROR(ReplaceFile(path, compact));
+    records.clear();
+    ASSIGN_OR_RETURN(file, RecordFile::Open(path, &records, kReserveBytes));
+  }
+  return std::unique_ptr<FileJournal>(new FileJournal(std::move(file)));
+}
+
+absl::Status FileJournal::Append(const JournalRecord& record) {
+  RETURN_IF_ERROR(file_->Append(EncodeJournalRecord(record)));
+  return file_->Sync();
+}
+
+}  // namespace switchyard
