@@ -32,7 +32,7 @@ __device__ __forceinline__ void StoreEight(void* p, const Eight& e) {
 
 template <class Moment>
 __device__ __forceinline__ void StoreMoments(Moment* p, const float (&v)[8],
-                                             const uint32_t (&bits)[8], int shift) {
+                                             const uint64_t (&bits)[8], int shift) {
   if constexpr (sizeof(Moment) == 4) {
     __stcs(reinterpret_cast<float4*>(p), make_float4(v[0], v[1], v[2], v[3]));
     __stcs(reinterpret_cast<float4*>(p) + 1, make_float4(v[4], v[5], v[6], v[7]));
@@ -69,11 +69,12 @@ __global__ void __launch_bounds__(kThreads) AdamWKernel(const AdamWParams<Grad, 
           __uint_as_float(__float_as_uint(w[i]) + static_cast<uint32_t>(static_cast<int32_t>(low)));
     }
   }
-  uint32_t bits[8];
+  uint64_t bits[8];
   Eight weight, remainder;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    bits[i] = sizeof(Moment) == 2 ? RoundingBits(p.key, p.first_index + at + i) : 0;
+    const bool draw = sizeof(Moment) == 2 || p.remainder == nullptr;
+    bits[i] = draw ? RoundingBits(p.key, p.first_index + at + i) : 0;
     // Each operation rounded by itself: no fused multiply-add, so that the bits are the CPU's.
     const AdamWScalars& c = p.scalars;
     g[i] = __fadd_rn(__fmul_rn(g[i], scale), __fmul_rn(c.l2, w[i]));
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) AdamWKernel(const AdamWParams<Grad, 
       weight.half[i] = (master + 0x8000u) >> 16;
       remainder.half[i] = master & 0xffffu;
     } else {
-      weight.half[i] = ToBf16(w[i]).bits;
+      weight.half[i] = RoundStochastic(w[i], (bits[i] >> 32) & 0xffffu).bits;
     }
   }
   StoreMoments(p.m + at, m, bits, 0);

@@ -35,13 +35,14 @@ SY_HOST_DEVICE inline float JoinMaster(Bf16 weight, int16_t remainder) {
                    static_cast<uint32_t>(static_cast<int32_t>(remainder)));
 }
 
-// Random bits of element `index` (SplitMix64), equal on CPU and GPU: the low half rounds m, the
-// high half v. `key` mixes seed, update and parameter; worker/trainer/optim draws the same.
-SY_HOST_DEVICE inline uint32_t RoundingBits(uint64_t key, uint64_t index) {
+// Random bits of element `index` (SplitMix64), equal on CPU and GPU: bits 0-15 round m, 16-31 v,
+// 32-47 a weight without master. `key` mixes seed, update and parameter; worker/trainer/optim draws
+// the same.
+SY_HOST_DEVICE inline uint64_t RoundingBits(uint64_t key, uint64_t index) {
   uint64_t x = key + (index + 1) * 0x9e3779b97f4a7c15ull;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<uint32_t>(x ^ (x >> 31));
+  return x ^ (x >> 31);
 }
 // Rounds up with the probability that the cut bits say; `bits` in [0, 65535].
 SY_HOST_DEVICE inline Bf16 RoundStochastic(float value, uint32_t bits) {
@@ -66,7 +67,8 @@ struct AdamWScalars {
 template <class Grad, class Moment>
 struct AdamWParams {
   Bf16* weight;                // in out  [size]
-  int16_t* remainder;          // in out  [size]; null: no master, the weight alone is the state
+  int16_t* remainder;          // in out  [size]; null: no master, the weight alone is the state and
+                               //         is rounded stochastically, as Bf16 moments are
   Moment* m;                   // in out  [size]
   Moment* v;                   // in out  [size]
   const Grad* grad;            // in      [size]

@@ -2,6 +2,7 @@
 #include "kernels/adamw/adamw.h"
 #include "kernels/adamw/adamw_ref.h"
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 
 namespace switchyard::kernels {
@@ -80,15 +81,13 @@ void RunNorm(Bench& bench) {
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  using namespace switchyard::kernels;
-  Bench bench(argc, argv);
+void BenchAdamW(Bench& bench) {
   RunAdamW<Bf16, Bf16>(bench, true, "adamw, exact master", "g16 m16");
   RunAdamW<float, Bf16>(bench, true, "adamw, exact master", "g32 m16");
   RunAdamW<float, float>(bench, true, "adamw, exact master", "g32 m32");
   RunAdamW<Bf16, Bf16>(bench, false, "adamw, no master", "g16 m16");
   RunNorm(bench);
-  return bench.ExitCode();
 }
+
+}  // namespace switchyard::kernels

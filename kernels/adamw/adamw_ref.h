@@ -33,13 +33,13 @@ void AdamWRef(const AdamWParams<Grad, Moment>& p) {
     const float m = old_m + c.beta1_weight * (g - old_m);
     const float v = ToFloat(p.v[i]) * c.beta2 + c.beta2_weight * g * g;
     w -= c.step_size * m / (std::sqrt(v) / c.sqrt_correction2 + c.eps);
-    const uint32_t bits = RoundingBits(p.key, p.first_index + i);
+    const uint64_t bits = RoundingBits(p.key, p.first_index + i);
     p.m[i] = StoreMoment<Moment>(m, bits & 0xffffu);
-    p.v[i] = StoreMoment<Moment>(v, bits >> 16);
+    p.v[i] = StoreMoment<Moment>(v, (bits >> 16) & 0xffffu);
     if (p.remainder != nullptr) {
       SplitMaster(w, &p.weight[i], &p.remainder[i]);
     } else {
-      p.weight[i] = ToBf16(w);
+      p.weight[i] = RoundStochastic(w, (bits >> 32) & 0xffffu);
     }
   }
 }

@@ -268,15 +268,15 @@ void Session::TrainStep(int64_t step) {
   TORCH_CHECK(sums.supervised == supervised, "bug: step ", step, ": the ranks saw ",
               sums.supervised, " supervised tokens, the global batch has ", supervised);
   const double loss = sums.ce * loss_scale;
-  const double grad_norm = GlobalGradNorm(store, *comms_);
+  const UpdateControl control = ControlUpdate(
+      store, *comms_, at::full({}, loss + sums.aux, at::kDouble), config_.optimizer.max_grad_norm);
   timer.Lap("reduce");
 
   const double lr = LearningRate(schedule_, step);
-  const bool update = guard_.Allow(loss + sums.aux, grad_norm);
+  const bool update = guard_.Allow(loss + sums.aux, control.norm);
   if (update) {
     // Skipped steps are not updates: Adam's bias correction counts those made.
-    state_->adam().Step(step + 1 - guard_.total(), lr,
-                        ClipCoefficient(grad_norm, config_.optimizer.max_grad_norm));
+    state_->adam().Step(step + 1 - guard_.total(), lr, control);
     store.WeightsChanged();
   }
   timer.Lap("optimizer");
@@ -284,11 +284,11 @@ void Session::TrainStep(int64_t step) {
   env_.control->steps_done.store(steps_done_);
   tokens_seen_ += loader.TokensInStep(step);
   last_loss_ = loss;
-  ReportStep(step, sums, grad_norm, lr, !update, timer);
+  ReportStep(step, sums, control.norm, lr, !update, timer);
   if (guard_.Exhausted()) {
     throw TrainError(
         FailureReason::kNanLoss,
-        absl::StrCat("step ", steps_done_, ": loss ", loss, ", gradient norm ", grad_norm,
+        absl::StrCat("step ", steps_done_, ": loss ", loss, ", gradient norm ", control.norm,
                      ": not finite ", guard_.in_a_row(), " times in a row"));
   }
 }

@@ -43,11 +43,13 @@ struct Alone {
   Mesh mesh;
   Comms comms{world.MakeComms(mesh)};
   ShardedParameterStore store;
-  explicit Alone(std::vector<BucketLayout> layouts, at::ScalarType dtype = at::kFloat)
-      : store(std::move(layouts), mesh, comms, {.weight_dtype = dtype}) {}
+  explicit Alone(std::vector<BucketLayout> layouts, at::ScalarType dtype = at::kFloat,
+                 at::ScalarType gradient_dtype = at::kFloat)
+      : store(std::move(layouts), mesh, comms,
+              {.weight_dtype = dtype, .gradient_dtype = gradient_dtype}) {}
   void SetGradient(int bucket, const at::Tensor& gradient) {
     store.BeginMicrobatch(true, true);
-    store.Gradient(bucket).copy_(gradient);
+    store.Gradient(bucket).flat.copy_(gradient);
     store.FinishGradients();
   }
 };
@@ -93,7 +95,7 @@ TEST_P(AdamTest, EachStepEqualsTorchsFormula) {
     TorchStep(p, gradient * scale, m, v, step, lr, options);
 
     alone.SetGradient(0, gradient);
-    adam.Step(step, lr, scale);
+    adam.Step(step, lr, {.scale = scale});
     alone.store.WeightsChanged();
     const at::Tensor got = alone.store.weight_shard(0);
     // One rounding of fp32 (2^-23) of the operands: fused multiply-adds in ATen round less often.
@@ -115,7 +117,7 @@ TEST_P(AdamTest, FiftyStepsStayCloseToFp64) {
     const at::Tensor gradient = Random(500, 100 + step);
     TorchStep(p, gradient.to(at::kDouble), m, v, step, 1e-3, options);
     alone.SetGradient(0, gradient);
-    adam.Step(step, 1e-3, 1.0);
+    adam.Step(step, 1e-3, {});
     alone.store.WeightsChanged();
   }
   EXPECT_TRUE(at::allclose(alone.store.weight_shard(0).to(at::kDouble), p, 2e-6, 2e-6));
@@ -132,7 +134,7 @@ TEST(AdamWTest, DecaySkipsSlotsThatSayNo) {
   options.weight_decay = 0.5;
   Adam adam(options, alone.store, 0);
   alone.SetGradient(0, at::zeros({30}));
-  adam.Step(1, 0.1, 1.0);
+  adam.Step(1, 0.1, {});
   const at::Tensor weight = alone.store.weight_shard(0);
   EXPECT_TRUE(at::equal(weight.narrow(0, 10, 10), at::ones({10})));
   EXPECT_TRUE(at::equal(weight.narrow(0, 0, 10), at::full({10}, 0.95f)));
@@ -167,13 +169,62 @@ TEST(AdamWTest, Bf16WeightsFollowTheFp32RunExactly) {
     const at::Tensor gradient = Random(300, 200 + step);
     full.SetGradient(0, gradient);
     half.SetGradient(0, gradient);
-    full_adam.Step(step, 1e-3, 1.0);
-    half_adam.Step(step, 1e-3, 1.0);
+    full_adam.Step(step, 1e-3, {});
+    half_adam.Step(step, 1e-3, {});
     full.store.WeightsChanged();
     half.store.WeightsChanged();
   }
   EXPECT_TRUE(at::equal(MasterFromParts(half.store.weight_shard(0), half_adam.state(0).remainder),
                         full.store.weight_shard(0)));
+}
+
+TEST(AdamWTest, Bf16WeightsWithoutMasterMoveOnAverage) {
+  AdamOptions options;
+  options.exact_master = false;
+  options.weight_decay = 0;
+  constexpr int64_t kNumel = 20000;
+  Alone alone(OneBucket(kNumel), at::kBFloat16, at::kBFloat16);
+  alone.store.weight_shard(0).fill_(1.0);
+  Adam adam(options, alone.store, 0);
+  EXPECT_FALSE(adam.state(0).remainder.defined());
+  // Each update is 1e-4, a fortieth of the grid's step below 1: rounding to nearest would lose all.
+  for (int64_t step = 1; step <= 20; ++step) {
+    alone.SetGradient(0, at::ones({kNumel}));
+    adam.Step(step, 1e-4, {});
+    alone.store.WeightsChanged();
+  }
+  const double mean = alone.store.weight_shard(0).to(at::kDouble).mean().item<double>();
+  EXPECT_NEAR(mean, 1 - 20e-4, 1e-4);
+}
+
+TEST(AdamWTest, Bf16GradientsAreWhatTheirFp32CopiesAre) {
+  Alone full(OneBucket(300), at::kBFloat16), half(OneBucket(300), at::kBFloat16, at::kBFloat16);
+  Adam full_adam({}, full.store, 0), half_adam({}, half.store, 0);
+  for (int64_t step = 1; step <= 3; ++step) {
+    const at::Tensor gradient = Random(300, 200 + step).to(at::kBFloat16);
+    full.SetGradient(0, gradient);
+    half.SetGradient(0, gradient);
+    ASSERT_EQ(half.store.gradient_shard(0).scalar_type(), at::kBFloat16);
+    const at::Tensor loss = at::zeros({}, at::kDouble);
+    EXPECT_EQ(ControlUpdate(half.store, half.comms, loss, 1.0).norm,
+              ControlUpdate(full.store, full.comms, loss, 1.0).norm);
+    full_adam.Step(step, 1e-3, {});
+    half_adam.Step(step, 1e-3, {});
+    full.store.WeightsChanged();
+    half.store.WeightsChanged();
+  }
+  EXPECT_TRUE(at::equal(half.store.weight_shard(0), full.store.weight_shard(0)));
+  EXPECT_TRUE(at::equal(half_adam.state(0).remainder, full_adam.state(0).remainder));
+}
+
+TEST(AdamWTest, ASkippedUpdateChangesNothing) {
+  Alone alone(OneBucket(100));
+  alone.store.weight_shard(0).copy_(Random(100, 1));
+  Adam adam({}, alone.store, 0);
+  alone.SetGradient(0, Random(100, 2));
+  adam.Step(1, 1e-2, {.apply = false});
+  EXPECT_TRUE(at::equal(alone.store.weight_shard(0), Random(100, 1)));
+  EXPECT_EQ(adam.state(0).exp_avg.abs().max().item<double>(), 0);
 }
 
 TEST(AdamWTest, Bf16MomentsAreUnbiased) {
@@ -186,7 +237,7 @@ TEST(AdamWTest, Bf16MomentsAreUnbiased) {
   // The same gradient every time: rounding to nearest would stop moving well before 1 - 0.99^n.
   for (int64_t step = 1; step <= 200; ++step) {
     alone.SetGradient(0, at::ones({kNumel}));
-    adam.Step(step, 0.0, 1.0);
+    adam.Step(step, 0.0, {});
     alone.store.WeightsChanged();
   }
   const double m = adam.state(0).exp_avg.to(at::kDouble).mean().item<double>();
@@ -223,12 +274,13 @@ Whole RunMesh(int world, int replicate, int ep, at::ScalarType moment_dtype, int
         // Only the first rank of those who share a gradient adds it, so that all worlds agree.
         const bool expert = store.layout(b).kind == BucketKind::kExpert;
         if (expert ? rank >= ep : rank > 0) continue;
-        store.Gradient(b).add_(
+        store.Gradient(b).flat.copy_(
             Random(store.layout(b).numel, 10 * step + b + (expert ? 1000 * mesh.ep_rank() : 0)));
       }
       store.FinishGradients();
-      norm = GlobalGradNorm(store, comms);
-      adam.Step(step, 1e-2, ClipCoefficient(norm, 1.0));
+      const UpdateControl control = ControlUpdate(store, comms, at::zeros({}, at::kDouble), 1.0);
+      norm = control.norm;
+      adam.Step(step, 1e-2, control);
       store.WeightsChanged();
     }
     for (int b = 0; b < store.num_buckets(); ++b) {
@@ -267,10 +319,16 @@ TEST(GradClipTest, NormCountsEverySliceOnce) {
     const Comms comms = world.MakeComms(mesh);
     ShardedParameterStore store(Layouts(), mesh, comms, {});
     store.BeginMicrobatch(true, true);
-    if (rank == 0) store.Gradient(0).fill_(1.0);
-    if (rank < 2) store.Gradient(1).fill_(1.0);
+    if (rank == 0) store.Gradient(0).flat.fill_(1.0);
+    if (rank < 2) store.Gradient(1).flat.fill_(1.0);
     store.FinishGradients();
-    ASSERT_DOUBLE_EQ(GlobalGradNorm(store, comms), std::sqrt(101.0 + 2 * 70.0));
+    const at::Tensor loss = at::zeros({}, at::kDouble);
+    UpdateControl control = ControlUpdate(store, comms, loss, 0.0);
+    ASSERT_DOUBLE_EQ(control.norm, std::sqrt(101.0 + 2 * 70.0));
+    ASSERT_TRUE(control.apply);
+    ASSERT_EQ(control.scale, 1.0);
+    ASSERT_DOUBLE_EQ(ControlUpdate(store, comms, loss, 2.0).scale, 2.0 / (control.norm + 1e-6));
+    ASSERT_FALSE(ControlUpdate(store, comms, loss + kInf, 2.0).apply);
   });
 }
 
@@ -280,9 +338,11 @@ TEST(GradClipTest, OneNanOnOneRankIsSeenByAll) {
     const Comms comms = world.MakeComms(mesh);
     ShardedParameterStore store(Layouts(), mesh, comms, {});
     store.BeginMicrobatch(true, true);
-    if (rank == 1) store.Gradient(1)[69].fill_(std::nan(""));
+    if (rank == 1) store.Gradient(1).flat.fill_(0)[69].fill_(std::nan(""));
     store.FinishGradients();
-    ASSERT_TRUE(std::isnan(GlobalGradNorm(store, comms)));
+    const UpdateControl control = ControlUpdate(store, comms, at::zeros({}, at::kDouble), 1.0);
+    ASSERT_TRUE(std::isnan(control.norm));
+    ASSERT_FALSE(control.apply);
   });
 }
 

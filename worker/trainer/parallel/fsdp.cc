@@ -8,11 +8,11 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kShardMultiple = 16;  // keeps slices of 16-bit weights 32-byte aligned
+constexpr int64_t kShardMultiple = 16;  // 16-bit slices start and end at multiples of 32 bytes
 
 int64_t PaddedShard(int64_t numel, int num_shards) {
   const int64_t shard = (numel + num_shards - 1) / num_shards;
-  return num_shards == 1 ? numel : (shard + kShardMultiple - 1) / kShardMultiple * kShardMultiple;
+  return (shard + kShardMultiple - 1) / kShardMultiple * kShardMultiple;
 }
 
 }  // namespace
@@ -139,11 +139,15 @@ at::Tensor ShardedParameterStore::weight_shard(int index) const {
   return bucket.shard.narrow(0, 0, bucket.range.numel());
 }
 
-at::Tensor ShardedParameterStore::gradient_shard(int index) const {
+at::Tensor ShardedParameterStore::gradient_slice(int index) const {
   const Bucket& bucket = buckets_.at(index);
   TORCH_CHECK(bucket.reduced && bucket.gradient_shard.defined(), "bug: fsdp: gradient of ",
               bucket.layout.name, " asked for before FinishGradients");
-  return bucket.gradient_shard.narrow(0, 0, bucket.range.numel());
+  return bucket.gradient_shard;
+}
+
+at::Tensor ShardedParameterStore::gradient_shard(int index) const {
+  return gradient_slice(index).narrow(0, 0, buckets_[index].range.numel());
 }
 
 int64_t ShardedParameterStore::gathered_bytes() const {

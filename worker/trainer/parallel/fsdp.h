@@ -3,9 +3,9 @@
 // back to slices. Because a parameter is a view of its bucket there is no copy-in and no copy-out.
 //
 // A dense bucket is cut over the dp_shard axis, an expert bucket over expert_shard; copies along
-// dp_replicate hold the same slices. Slices are equal (the last ones padded with zeros), so one
-// all-gather and one reduce-scatter per bucket do. In a group of one nothing is copied: weights and
-// gradients are the slices.
+// dp_replicate hold the same slices. Slices are equal (padded with zeros), so one all-gather and
+// one reduce-scatter per bucket do. In a group of one nothing is copied: weights and gradients are
+// the slices.
 #ifndef SWITCHYARD_WORKER_TRAINER_PARALLEL_FSDP_H_
 #define SWITCHYARD_WORKER_TRAINER_PARALLEL_FSDP_H_
 
@@ -74,6 +74,9 @@ class ShardedParameterStore final : public ParameterStore {
   // gradient in gradient_dtype, complete after FinishGradients.
   at::Tensor weight_shard(int bucket) const;
   at::Tensor gradient_shard(int bucket) const;
+  // The same with the slice's padding of zeros: a multiple of 16 elements, 32-byte aligned.
+  at::Tensor weight_slice(int bucket) const { return buckets_.at(bucket).shard; }
+  at::Tensor gradient_slice(int bucket) const;
   // Bytes of gathered copies right now; for tests and the memory report.
   int64_t gathered_bytes() const;
 
