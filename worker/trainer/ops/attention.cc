@@ -3,9 +3,7 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <limits>
-#include <numeric>
 #include <optional>
 
 #include "worker/trainer/ops/dtype.h"
@@ -13,47 +11,7 @@
 namespace switchyard::ops {
 namespace {
 
-// A document joins a batch when at least this share of its padded row is real. Padding costs time
-// in proportion to the square of the length, one more batch costs some dozen small calls.
-constexpr int64_t kMinFillPercent = 75;
-
 using Batch = AttentionPlan::Batch;
-
-at::Tensor ToTensor(const std::vector<int64_t>& values) {
-  return at::tensor(values, at::TensorOptions().dtype(at::kLong));
-}
-
-Batch MakeBatch(const std::vector<int64_t>& cu_seqlens, const std::vector<int64_t>& documents,
-                int64_t length) {
-  std::vector<int64_t> token_of_slot, padding_slots, tokens, slots;
-  for (int64_t document : documents) {
-    const int64_t begin = cu_seqlens[document];
-    const int64_t size = cu_seqlens[document + 1] - begin;
-    for (int64_t i = 0; i < length; ++i) {
-      const int64_t slot = static_cast<int64_t>(token_of_slot.size());
-      if (i < size) {
-        tokens.push_back(begin + i);
-        slots.push_back(slot);
-      } else {
-        padding_slots.push_back(slot);
-      }
-      token_of_slot.push_back(i < size ? begin + i : begin);
-    }
-  }
-  Batch batch;
-  batch.documents = static_cast<int64_t>(documents.size());
-  batch.length = length;
-  batch.contiguous = padding_slots.empty() &&
-                     static_cast<int64_t>(tokens.size()) == cu_seqlens.back() &&
-                     std::is_sorted(tokens.begin(), tokens.end());
-  if (!batch.contiguous) {
-    batch.token_of_slot = ToTensor(token_of_slot);
-    batch.padding_slots = ToTensor(padding_slots);
-    batch.tokens = ToTensor(tokens);
-    batch.slots = ToTensor(slots);
-  }
-  return batch;
-}
 
 // [T, heads, d] -> [B, heads, L, d]; key/value heads are repeated for their query heads. Padding
 // holds finite values, or zeros when asked for.
@@ -113,33 +71,15 @@ void Check(const at::Tensor& q_TNd, const at::Tensor& k_TMd, const at::Tensor& v
               "attention: ", q_TNd.size(0), " tokens, the documents have ", plan.num_tokens);
 }
 
-}  // namespace
-
-AttentionPlan MakeAttentionPlan(const std::vector<int64_t>& cu_seqlens) {
-  TORCH_CHECK(!cu_seqlens.empty() && cu_seqlens.front() == 0 &&
-                  std::is_sorted(cu_seqlens.begin(), cu_seqlens.end()),
-              "attention: cu_seqlens must start at 0 and not descend");
-  AttentionPlan plan;
-  plan.num_tokens = cu_seqlens.back();
-  const auto length = [&](int64_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
-  std::vector<int64_t> order(cu_seqlens.size() - 1);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return length(a) > length(b); });
-  size_t begin = 0;
-  while (begin < order.size() && length(order[begin]) > 0) {
-    const int64_t longest = length(order[begin]);
-    size_t end = begin + 1;
-    while (end < order.size() && length(order[end]) > 0 &&
-           100 * length(order[end]) >= kMinFillPercent * longest) {
-      ++end;
-    }
-    plan.batches.push_back(MakeBatch(
-        cu_seqlens, std::vector<int64_t>(order.begin() + begin, order.begin() + end), longest));
-    begin = end;
-  }
-  return plan;
+// `tensor`, or a new dense one like `like`.
+at::Tensor OrEmpty(const at::Tensor& tensor, const at::Tensor& like) {
+  if (!tensor.defined()) return at::empty(like.sizes(), like.options());
+  TORCH_CHECK(tensor.sizes() == like.sizes() && tensor.scalar_type() == like.scalar_type(),
+              "attention: a gradient ", tensor.sizes(), " was given for ", like.sizes());
+  return tensor;
 }
+
+}  // namespace
 
 AttentionOutput AttentionForward(const at::Tensor& q_TNd, const at::Tensor& k_TMd,
                                  const at::Tensor& v_TMd, const AttentionPlan& plan, double scale,
@@ -164,12 +104,11 @@ AttentionOutput AttentionForward(const at::Tensor& q_TNd, const at::Tensor& k_TM
 AttentionGradients AttentionBackward(const at::Tensor& dout_TNd, const at::Tensor& q_TNd,
                                      const at::Tensor& k_TMd, const at::Tensor& v_TMd,
                                      const AttentionOutput& saved, const AttentionPlan& plan,
-                                     double scale, int64_t window) {
+                                     double scale, int64_t window, AttentionGradients into) {
   Check(q_TNd, k_TMd, v_TMd, plan);
   const int64_t repeats = q_TNd.size(1) / k_TMd.size(1);
-  AttentionGradients out{at::empty(q_TNd.sizes(), q_TNd.options()),
-                         at::empty(k_TMd.sizes(), k_TMd.options()),
-                         at::empty(v_TMd.sizes(), v_TMd.options())};
+  AttentionGradients out{OrEmpty(into.dq_TNd, q_TNd), OrEmpty(into.dk_TMd, k_TMd),
+                         OrEmpty(into.dv_TMd, v_TMd)};
   for (const Batch& batch : plan.batches) {
     const std::optional<at::Tensor> mask = WindowMask(batch, window, q_TNd);
     const at::Tensor lse = ToSlots(saved.log_sum_exp_TN.unsqueeze(2), batch, 1).squeeze(3);

@@ -41,14 +41,27 @@ at::Tensor LinearBackwardInput(const at::Tensor& dy_RO, const at::Tensor& weight
   return at::mm(dy_RO, weight_OI);
 }
 
-void LinearBackwardWeight(const at::Tensor& dy_RO, const at::Tensor& x_RI, at::Tensor dweight_OI) {
-  if (dy_RO.size(0) == 0) return;
+void LinearBackwardWeight(const at::Tensor& dy_RO, const at::Tensor& x_RI, at::Tensor dweight_OI,
+                          bool accumulate) {
+  TORCH_CHECK(dy_RO.size(0) == x_RI.size(0) && dweight_OI.size(0) == dy_RO.size(1) &&
+                  dweight_OI.size(1) == x_RI.size(1),
+              "linear: dy ", dy_RO.sizes(), " and x ", x_RI.sizes(), " do not fit dweight ",
+              dweight_OI.sizes());
   const at::ScalarType type = dweight_OI.scalar_type();
-  dweight_OI.addmm_(dy_RO.to(type).t(), x_RI.to(type));
+  if (c10::promoteTypes(dy_RO.scalar_type(), type) != type) {  // single precision into bf16
+    const at::Tensor product_OI = at::mm(dy_RO.t(), x_RI.to(dy_RO.scalar_type()));
+    accumulate ? dweight_OI.add_(product_OI) : dweight_OI.copy_(product_OI);
+  } else if (accumulate) {
+    if (dy_RO.size(0) > 0) dweight_OI.addmm_(dy_RO.to(type).t(), x_RI.to(type));
+  } else {
+    at::mm_out(dweight_OI, dy_RO.to(type).t(), x_RI.to(type));  // zeros when there are no rows
+  }
 }
 
-void LinearBackwardBias(const at::Tensor& dy_RO, at::Tensor dbias_O) {
-  if (dbias_O.defined()) dbias_O.add_(dy_RO.sum(0, /*keepdim=*/false, dbias_O.scalar_type()));
+void LinearBackwardBias(const at::Tensor& dy_RO, at::Tensor dbias_O, bool accumulate) {
+  if (!dbias_O.defined()) return;
+  const at::Tensor sum_O = dy_RO.sum(0, /*keepdim=*/false, AccumulateType(dy_RO));
+  accumulate ? dbias_O.add_(sum_O) : dbias_O.copy_(sum_O);
 }
 
 at::Tensor GroupedLinearForward(const at::Tensor& x_RI, const at::Tensor& weight_GOI,
@@ -74,12 +87,16 @@ at::Tensor GroupedLinearBackwardInput(const at::Tensor& dy_RO, const at::Tensor&
 }
 
 void GroupedLinearBackwardWeight(const at::Tensor& dy_RO, const at::Tensor& x_RI,
-                                 const std::vector<int64_t>& rows_per_group,
-                                 at::Tensor dweight_GOI) {
+                                 const std::vector<int64_t>& rows_per_group, at::Tensor dweight_GOI,
+                                 bool accumulate) {
   CheckGroups(dy_RO, dweight_GOI, rows_per_group);
-  ForEachGroup(rows_per_group, [&](int64_t g, int64_t begin, int64_t rows) {
-    LinearBackwardWeight(dy_RO.narrow(0, begin, rows), x_RI.narrow(0, begin, rows), dweight_GOI[g]);
-  });
+  int64_t begin = 0;
+  for (size_t g = 0; g < rows_per_group.size(); ++g) {
+    const int64_t rows = rows_per_group[g];
+    LinearBackwardWeight(dy_RO.narrow(0, begin, rows), x_RI.narrow(0, begin, rows),
+                         dweight_GOI[static_cast<int64_t>(g)], accumulate);
+    begin += rows;
+  }
 }
 
 }  // namespace switchyard::ops

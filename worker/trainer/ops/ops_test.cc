@@ -7,7 +7,6 @@
 #include "gtest/gtest.h"
 #include "worker/trainer/ops/cross_entropy.h"
 #include "worker/trainer/ops/embedding.h"
-#include "worker/trainer/ops/linear.h"
 #include "worker/trainer/ops/permute.h"
 #include "worker/trainer/ops/rms_norm.h"
 #include "worker/trainer/ops/rope.h"
@@ -107,50 +106,6 @@ TEST(SwigluTest, EqualsItsFormula) {
       EXPECT_LE(Error(got, want), 1e-5);
     }
   }
-}
-
-TEST(LinearTest, WeightGradientsAreAddedInSinglePrecision) {
-  at::manual_seed(6);
-  const at::Tensor dy = Draw({300, 3}).to(at::kBFloat16), x = Draw({300, 4}).to(at::kBFloat16);
-  at::Tensor dw = at::full({3, 4}, 2.0f);
-  LinearBackwardWeight(dy, x, dw);
-  const at::Tensor want = 2 + at::mm(dy.to(at::kDouble).t(), x.to(at::kDouble));
-  EXPECT_LE(Error(dw, want), 1e-4);  // one rounding of the result to bf16 would be off by 0.1
-  at::Tensor db = at::full({3}, 2.0f);
-  LinearBackwardBias(dy, db);
-  EXPECT_LE(Error(db, 2 + dy.to(at::kDouble).sum(0)), 1e-4);
-}
-
-TEST(GroupedLinearTest, EqualsOneLinearPerGroup) {
-  at::manual_seed(7);
-  for (const std::vector<int64_t>& rows :
-       {std::vector<int64_t>{2, 0, 5}, {0, 0, 0}, {0, 9, 0}, {1, 1, 1}}) {
-    const int64_t total = rows[0] + rows[1] + rows[2];
-    const at::Tensor x = Draw({total, 4}), w = Draw({3, 6, 4}), dy = Draw({total, 6});
-    at::Tensor dw = at::zeros_like(w);
-    const at::Tensor y = GroupedLinearForward(x, w, rows);
-    const at::Tensor dx = GroupedLinearBackwardInput(dy, w, rows);
-    GroupedLinearBackwardWeight(dy, x, rows, dw);
-    int64_t begin = 0;
-    for (int64_t g = 0; g < 3; ++g) {
-      const at::Tensor xg = x.narrow(0, begin, rows[g]), dyg = dy.narrow(0, begin, rows[g]);
-      EXPECT_TRUE(at::allclose(y.narrow(0, begin, rows[g]), at::mm(xg, w[g].t())));
-      EXPECT_TRUE(at::allclose(dx.narrow(0, begin, rows[g]), at::mm(dyg, w[g])));
-      EXPECT_TRUE(at::allclose(dw[g], at::mm(dyg.t(), xg)));
-      begin += rows[g];
-    }
-  }
-}
-
-TEST(GroupedLinearTest, RefusesRowsThatDoNotAddUp) {
-  const at::Tensor x = at::ones({4, 2}), w = at::ones({2, 3, 2});
-  EXPECT_THAT(
-      [&] {
-        GroupedLinearForward(x, w, {1, 2});
-      },
-      ThrowsMessage<c10::Error>(HasSubstr("sum to 3 rows, there are 4")));
-  EXPECT_THAT([&] { GroupedLinearForward(x, w, {4}); },
-              ThrowsMessage<c10::Error>(HasSubstr("1 groups of rows for 2 weights")));
 }
 
 TEST(EmbeddingTest, AddsRepeatedTokensAndSkipsThePaddingRow) {
