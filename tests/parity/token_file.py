@@ -1,4 +1,4 @@
-"""Writes the token file of worker/trainer/data/token_file.h."""
+"""Writes and reads the token file of worker/trainer/data/token_file.h."""
 
 import json
 import struct
@@ -53,3 +53,20 @@ def write_token_file(path, rows):
     with open(path, "wb") as file:
         file.write(b"SYTOKEN1" + struct.pack("<Q", header_bytes) + header.ljust(header_bytes))
         file.write(body)
+
+
+def read_token_file(path):
+    """The rows as write_token_file takes them: for each its documents, (ids, supervised flags)."""
+    data = np.memmap(path, dtype="u1", mode="r")
+    assert bytes(data[:8]) == b"SYTOKEN1", path
+    header = json.loads(bytes(data[16:16 + struct.unpack("<Q", bytes(data[8:16]))[0]]))
+
+    def section(name, dtype):
+        place = header["sections"][name]
+        return data[place["offset"]:place["offset"] + place["bytes"]].view(dtype)
+
+    tokens, supervised = section("tokens", "<i4"), section("supervised", "u1")
+    documents, rows = section("documents", "<i8"), section("rows", "<i8")
+    return [[(np.array(tokens[documents[d]:documents[d + 1]]),
+              np.array(supervised[documents[d]:documents[d + 1]]))
+             for d in range(rows[r], rows[r + 1])] for r in range(len(rows) - 1)]
