@@ -281,7 +281,7 @@ class Reader {
   absl::Status Get(const char* key, FailureReason& value) {
     std::string name;
     if (absl::Status status = Get(key, name); !status.ok()) return status;
-    absl::StatusOr<FailureReason> reason = ParseFailureReason(name);
+    absl::StatusOr<FailureReason> reason = FailureReasonFromName(name);
     if (reason.ok()) value = *reason;
     return reason.status();
   }
@@ -371,7 +371,7 @@ absl::string_view FailureReasonName(FailureReason reason) {
   return kReasonNames[static_cast<int>(reason)];
 }
 
-absl::StatusOr<FailureReason> ParseFailureReason(absl::string_view name) {
+absl::StatusOr<FailureReason> FailureReasonFromName(absl::string_view name) {
   for (int i = 0; i < kNumFailureReasons; ++i) {
     if (kReasonNames[i] == name) return static_cast<FailureReason>(i);
   }

@@ -51,7 +51,7 @@ inline constexpr int kNumFailureReasons = 24;
 // "NAN_LOSS".
 absl::string_view FailureReasonName(FailureReason reason);
 // Errors: InvalidArgument for a name that is not in the list.
-absl::StatusOr<FailureReason> ParseFailureReason(absl::string_view name);
+absl::StatusOr<FailureReason> FailureReasonFromName(absl::string_view name);
 
 // How a trainer exits. Any other status, or a signal, is a failure.
 inline constexpr int kExitDone = 0;

@@ -149,7 +149,7 @@ TEST(MessagesTest, UnknownMembersAreIgnored) {
 TEST(MessagesTest, ReasonNamesRoundTrip) {
   for (int i = 0; i < kNumFailureReasons; ++i) {
     const FailureReason reason = static_cast<FailureReason>(i);
-    absl::StatusOr<FailureReason> parsed = ParseFailureReason(FailureReasonName(reason));
+    absl::StatusOr<FailureReason> parsed = FailureReasonFromName(FailureReasonName(reason));
     ASSERT_THAT(parsed, IsOk());
     EXPECT_EQ(*parsed, reason);
   }
