@@ -1,0 +1,197 @@
+#include "tests/simulation/checker.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "tests/simulation/node.h"
+
+namespace switchyard::simulation {
+namespace {
+
+constexpr absl::Duration kThaw = absl::Milliseconds(200);
+
+std::string Text(const AttemptId& id) { return absl::StrCat(id.job.value(), "/", id.number); }
+
+}  // namespace
+
+bool IsAble(const Part& part) {
+  if (!part.alive || part.node.frozen()) return false;
+  const bool just_thawed = part.node.world().now() < part.thawed + kThaw;
+  return !(just_thawed && part.node.Now() >= part.deadline);
+}
+
+void Checker::OnCommit(Store& store, const ChangeSet& changes) {
+  for (const JobId& id : changes.jobs) CheckJob(store, id);
+}
+
+void Checker::CheckJob(Store& store, const JobId& id) {
+  const absl::StatusOr<JobRecord> job = store.GetJob(id);
+  if (!job.ok()) {
+    world_.Violate(absl::StrCat("job ", id.value(), " is gone: ", job.status().ToString()));
+    return;
+  }
+  const bool is_new = !jobs_.contains(id);
+  Known& known = jobs_[id];
+  if (!is_new && IsFinal(known.state) && job->state != known.state) {
+    world_.Violate(absl::StrCat("job ", id.value(), " left its final state ", Name(known.state)));
+  }
+  if (job->version < known.version) {
+    world_.Violate(absl::StrCat("job ", id.value(), " went back from version ", known.version,
+                                " to ", job->version));
+  }
+  if (IsFinal(job->state) && (is_new || !IsFinal(known.state))) ++num_final_;
+  known.state = job->state;
+  known.version = job->version;
+
+  bool attempts = false;
+  bool checkpoints = false;
+  const absl::StatusOr<std::vector<EventRecord>> events =
+      store.ReadEvents(id, known.last_event, 1000);
+  if (!events.ok()) {
+    world_.Violate(absl::StrCat("events: ", events.status().ToString()));
+    return;
+  }
+  for (const EventRecord& event : *events) {
+    if (event.job_seq != known.last_event + 1) {
+      world_.Violate(absl::StrCat("job ", id.value(), ": event ", event.job_seq, " follows ",
+                                  known.last_event));
+    }
+    known.last_event = event.job_seq;
+    attempts |= event.kind == "ATTEMPT" || event.kind == "STATE";
+    checkpoints |= event.kind == "CHECKPOINT";
+  }
+  if (is_new && known.last_event == 0) {
+    world_.Violate(absl::StrCat("job ", id.value(), " was stored without an event"));
+  }
+  CheckParts(store, id);
+  if (attempts) CheckGang(store, *job);
+  if (checkpoints) CheckCheckpoints(store, *job, known);
+}
+
+void Checker::CheckParts(Store& store, const JobId& id) {
+  for (const std::shared_ptr<Part>& part : trainers_.alive(id)) {
+    if (!IsAble(*part)) continue;
+    const auto stale = store.FindStale(NodeId(part->node.name()), {part->id});
+    if (!stale.ok() || stale->empty()) continue;
+    world_.Violate(absl::StrCat("attempt ", Text(part->id), " is over on node ", part->node.name(),
+                                " for the coordinator, but its trainers run there"));
+  }
+}
+
+void Checker::CheckGang(Store& store, const JobRecord& job) {
+  if (job.current_attempt == 0) return;
+  const auto attempts = store.ListAttempts(job.id);
+  const auto reservations = store.Reservations();
+  if (!attempts.ok() || !reservations.ok()) {
+    world_.Violate("attempts or reservations cannot be read");
+    return;
+  }
+  int num_open = 0;
+  for (const AttemptRecord& attempt : *attempts) num_open += IsFinal(attempt.state) ? 0 : 1;
+  const bool holds = job.state == JobState::kStarting || job.state == JobState::kRunning ||
+                     job.state == JobState::kStopping;
+  if (num_open != (holds ? 1 : 0)) {
+    world_.Violate(absl::StrCat("job ", job.id.value(), " is ", Name(job.state), " with ", num_open,
+                                " open attempts"));
+  }
+  int held = 0;
+  for (const Reservation& r : *reservations) {
+    if (r.attempt.job != job.id) continue;
+    ++held;
+    if (r.attempt.number != job.current_attempt) {
+      world_.Violate(absl::StrCat("a device is held by ", Text(r.attempt), ", the job is at ",
+                                  job.current_attempt));
+    }
+  }
+  if (!holds && held > 0) {
+    world_.Violate(absl::StrCat("job ", job.id.value(), " is ", Name(job.state), " and holds ",
+                                held, " devices"));
+  }
+  // Devices go as parts end; until then the gang is whole.
+  const AttemptState last = attempts->back().state;
+  const bool whole = last == AttemptState::kReserved || last == AttemptState::kDispatched;
+  if (holds && whole && held != job.needs.num_ranks) {
+    world_.Violate(absl::StrCat("a partial gang: ", Text(attempts->back().id), " is ", Name(last),
+                                " with ", held, " of ", job.needs.num_ranks, " devices"));
+  }
+}
+
+void Checker::CheckCheckpoints(Store& store, const JobRecord& job, Known& known) {
+  const auto checkpoints = store.ListCheckpoints(job.id, 0, 1000);
+  if (!checkpoints.ok()) {
+    world_.Violate(absl::StrCat("checkpoints: ", checkpoints.status().ToString()));
+    return;
+  }
+  const auto attempts = store.ListAttempts(job.id);
+  std::set<int64_t> steps;
+  for (const CheckpointRecord& c : *checkpoints) {
+    if (!steps.insert(c.step).second) {
+      world_.Violate(
+          absl::StrCat("job ", job.id.value(), ": two committed checkpoints of step ", c.step));
+    }
+    const auto [it, is_new] = known.committed.try_emplace(c.step, c.attempt);
+    if (!is_new && it->second == c.attempt) continue;
+    it->second = c.attempt;
+    world_.Count("checkpoint: committed");
+    const bool open = attempts.ok() && !attempts->empty() &&
+                      attempts->back().id.number == c.attempt && !IsFinal(attempts->back().state);
+    // What a crash has left is finished at the start, also when its attempt has ended since.
+    if (!open && !recovering_) {
+      world_.Violate(absl::StrCat("checkpoint of step ", c.step, " was committed by attempt ",
+                                  c.attempt, " of ", job.id.value(), ", which is not open"));
+    }
+  }
+}
+
+void Checker::OnPartStarted(Store* store, const Part& part) {
+  for (const std::shared_ptr<Part>& other : trainers_.alive(part.id.job)) {
+    if (other->id == part.id && &other->node == &part.node && other.get() != &part) {
+      world_.Violate(
+          absl::StrCat("attempt ", Text(part.id), " runs twice on node ", part.node.name()));
+    }
+    if (other->id.number != part.id.number && IsAble(*other)) {
+      world_.Violate(absl::StrCat("attempts ", part.id.number, " and ", other->id.number, " of ",
+                                  part.id.job.value(), " both run"));
+    }
+  }
+  for (const auto& [id, other] : part.node.disk().parts) {
+    if (!other->alive || other.get() == &part) continue;
+    for (const int32_t device : part.assign.devices()) {
+      const auto& held = other->assign.devices();
+      if (std::find(held.begin(), held.end(), device) == held.end()) continue;
+      world_.Violate(absl::StrCat("device ", device, " of node ", part.node.name(), " runs ",
+                                  Text(id), " and ", Text(part.id)));
+    }
+  }
+  if (store == nullptr) return;
+  // Trainers start only when the whole gang is prepared.
+  const auto job = store->GetJob(part.id.job);
+  const auto attempts = store->ListAttempts(part.id.job);
+  if (!job.ok() || !attempts.ok() || static_cast<int>(attempts->size()) < part.id.number) {
+    world_.Violate(absl::StrCat("attempt ", Text(part.id), " runs and is not stored"));
+    return;
+  }
+  if (!(*attempts)[static_cast<size_t>(part.id.number - 1)].started) {
+    world_.Violate(absl::StrCat("attempt ", Text(part.id), " runs on node ", part.node.name(),
+                                " before the gang was started"));
+  }
+}
+
+void Checker::OnRestored(Store& store) {
+  for (const JobId& id : acknowledged_) {
+    if (!store.GetJob(id).ok()) {
+      world_.Violate(absl::StrCat("job ", id.value(), " was acknowledged and is lost"));
+    }
+  }
+  for (const auto& [id, known] : jobs_) {
+    const absl::StatusOr<JobRecord> job = store.GetJob(id);
+    if (!job.ok() || job->state != known.state || job->version != known.version) {
+      world_.Violate(absl::StrCat("job ", id.value(), " is not as it was committed"));
+    }
+  }
+}
+
+}  // namespace switchyard::simulation

@@ -1,0 +1,336 @@
+#include "tests/simulation/history.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/api/convert.h"
+#include "server/error.h"
+#include "tests/simulation/checker.h"
+#include "tests/simulation/coordinator.h"
+#include "tests/simulation/network.h"
+#include "tests/simulation/node.h"
+#include "tests/simulation/trainers.h"
+#include "tests/simulation/world.h"
+
+namespace switchyard::simulation {
+namespace {
+
+// Faults stop after this long; a history that is not over as long again is stuck.
+constexpr absl::Duration kFaultsFor = absl::Minutes(40);
+constexpr absl::Duration kPatience = absl::Hours(12);
+
+class History {
+ public:
+  explicit History(const HistoryOptions& options);
+  HistoryResult Run();
+
+ private:
+  CoordinatorOptions MakeCoordinatorOptions();
+  void AddNodes();
+  void AddJobs();
+  void Submit(int number, int try_number);
+  void Cancel(const JobId& id, int try_number);
+
+  void NextFault();
+  void FaultCoordinator();
+  void FaultNode(SimNode& node);
+  void FaultNetwork(SimNode& node);
+  void FaultStore();
+  void Heal();
+  void Supervise();
+  Random& random() { return world_.random(); }
+  SimNode& AnyNode() {
+    return *nodes_[static_cast<size_t>(random().Range(0, static_cast<int>(nodes_.size()) - 1))];
+  }
+
+  const HistoryOptions options_;
+  World world_;
+  SimCoordinator coordinator_;
+  Network network_;
+  Trainers trainers_;
+  Checker checker_;
+  Cluster cluster_;
+  Link user_link_;
+  std::vector<std::unique_ptr<SimNode>> nodes_;
+  int num_submitted_ = 0;  // acknowledged
+  int max_ranks_ = 1;
+  bool faults_on_ = true;
+  double fault_pace_ = 1;  // seconds between two faults, on average
+};
+
+History::History(const HistoryOptions& options)
+    : options_(options),
+      world_(options.seed, options.verbose),
+      coordinator_(world_, MakeCoordinatorOptions()),
+      network_(world_, coordinator_),
+      trainers_(world_),
+      checker_(world_, trainers_),
+      cluster_{world_, network_, coordinator_, trainers_, [this](const Part& part) {
+                 checker_.OnPartStarted(coordinator_.database(), part);
+               }} {
+  coordinator_.SetObserver(
+      {[this](Store& store, const ChangeSet& changes) { checker_.OnCommit(store, changes); },
+       [this](Store& store) {
+         checker_.OnRestored(store);
+         checker_.SetRecovering(true);
+       },
+       [this] { checker_.SetRecovering(false); }});
+  user_link_.loss = 0.05;
+  fault_pace_ = absl::ToDoubleSeconds(random().Spread(absl::Seconds(4), absl::Seconds(90)));
+}
+
+CoordinatorOptions History::MakeCoordinatorOptions() {
+  CoordinatorOptions options;
+  options.folder = options_.folder + "/state";
+  options.artifact_root = options_.folder + "/artifacts";
+  const int kind = random().Range(0, 2);
+  options.lease.ttl = kind == 0 ? absl::Seconds(20) : absl::Seconds(kind == 1 ? 45 : 120);
+  options.lease.heartbeat = kind == 2 ? absl::Seconds(5) : absl::Seconds(2);
+  options.retry_backoff = random().Spread(absl::Seconds(1), absl::Seconds(10));
+  options.tick = random().Chance(0.3) ? absl::Milliseconds(250) : absl::Seconds(2);
+  return options;
+}
+
+void History::AddNodes() {
+  const int num_nodes = random().Range(2, 5);
+  int devices = 0;
+  for (int i = 0; i < num_nodes; ++i) {
+    const int num_devices = random().Range(1, 4);
+    devices += num_devices;
+    nodes_.push_back(std::make_unique<SimNode>(cluster_, absl::StrCat("node-", i), num_devices,
+                                               /*num_boots_before=*/0));
+    SimNode& node = *nodes_.back();
+    node.link().loss = random().Chance(0.5) ? 0.002 : 0.05;
+    world_.After(random().Spread(absl::Milliseconds(10), absl::Seconds(30)),
+                 [&node] { node.StartAgent(); });
+  }
+  max_ranks_ = devices;
+}
+
+// ---- users ----
+
+void History::AddJobs() {
+  absl::Duration when;
+  for (int i = 0; i < options_.num_jobs; ++i) {
+    when += random().Spread(absl::Milliseconds(10), absl::Seconds(40));
+    world_.At(when, [this, i] { Submit(i, 0); });
+  }
+}
+
+void History::Submit(int number, int try_number) {
+  v1::JobSpec spec;
+  // The same in every try: idempotent calls compare it.
+  Random draw(options_.seed * 1000003 + static_cast<uint64_t>(number));
+  const int ranks = draw.Chance(0.6) ? draw.Range(1, 2) : draw.Range(1, max_ranks_);
+  spec.set_seed(static_cast<uint32_t>(draw.Next()));
+  spec.mutable_parallel()->set_num_ranks(std::min(ranks, max_ranks_));
+  spec.mutable_retry()->set_max_retries(draw.Range(0, 8));
+  spec.mutable_checkpoint()->set_save_optimizer(draw.Chance(0.8));
+  spec.mutable_checkpoint()->set_keep_last(draw.Range(0, 2));
+  JobRecord job;
+  job.id = JobId(absl::StrCat("projects/p/jobs/j", number));
+  job.uid = absl::StrCat("uid-", number);
+  job.project = std::string("p");  // GCC 12 warns of an assigned literal
+  job.spec = spec.SerializeAsString();
+  job.needs = NeedsOf(spec);
+  const RequestKey key{"p", "CreateJob", absl::StrCat("submit-", number), job.spec};
+  network_.Call(
+      user_link_, absl::Seconds(10),
+      [this, job, key] { return coordinator_.store().CreateJob(job, key).status(); },
+      [this, number, try_number, id = job.id](const absl::Status& status) {
+        if (status.ok()) {
+          checker_.Acknowledged(id);
+          ++num_submitted_;
+          if (random().Chance(0.12)) {
+            world_.After(random().Spread(absl::Milliseconds(100), absl::Minutes(5)),
+                         [this, id] { Cancel(id, 0); });
+          }
+          return;
+        }
+        if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status) &&
+            !absl::IsResourceExhausted(status)) {
+          world_.Violate(absl::StrCat("CreateJob: ", status.ToString()));
+        }
+        world_.Count("user: submit tried again");
+        world_.After(random().Between(absl::Milliseconds(200), absl::Seconds(10)),
+                     [this, number, try_number] { Submit(number, try_number + 1); });
+      });
+}
+
+void History::Cancel(const JobId& id, int try_number) {
+  const absl::Duration grace = random().Spread(absl::Seconds(1), absl::Seconds(60));
+  const RequestKey key{"p", "CancelJob", absl::StrCat("cancel-", id.value()), ""};
+  network_.Call(
+      user_link_, absl::Seconds(10),
+      [this, id, grace, key] { return coordinator_.store().CancelJob(id, grace, key).status(); },
+      [this, id, try_number](const absl::Status& status) {
+        world_.Tally(absl::StrCat("user: cancel answered ", GetErrorDetails(status).reason));
+        if (status.ok() || absl::IsFailedPrecondition(status)) return;
+        world_.After(random().Between(absl::Milliseconds(200), absl::Seconds(10)),
+                     [this, id, try_number] { Cancel(id, try_number + 1); });
+      });
+}
+
+// ---- faults ----
+
+void History::NextFault() {
+  world_.After(absl::Seconds(fault_pace_ * 2 * random().Unit()), [this] {
+    if (!faults_on_) return;
+    const double dice = random().Unit();
+    if (dice < 0.25) {
+      FaultCoordinator();
+    } else if (dice < 0.35) {
+      FaultStore();
+    } else if (dice < 0.70) {
+      FaultNode(AnyNode());
+    } else {
+      FaultNetwork(AnyNode());
+    }
+    NextFault();
+  });
+}
+
+void History::FaultCoordinator() {
+  switch (random().Range(0, 5)) {
+    case 0:
+      world_.Count("fault: coordinator killed");
+      coordinator_.Kill();
+      break;
+    case 1:
+    case 2:
+      world_.Count("fault: coordinator to be killed within a write");
+      coordinator_.KillAtStatement(random().Range(0, 120));
+      break;
+    case 3:
+      world_.Count("fault: coordinator to be killed after a commit");
+      coordinator_.KillAfterCommit();
+      break;
+    case 4:
+      world_.Count("fault: coordinator stopped");
+      coordinator_.Pause(world_.now() + random().Spread(absl::Seconds(0.1), absl::Minutes(4)));
+      break;
+    case 5:
+      world_.Count("fault: wall clock jumps");
+      world_.clock().JumpWall(random().Between(-absl::Hours(2), absl::Hours(26)));
+      break;
+  }
+}
+
+void History::FaultStore() {
+  if (random().Chance(0.5)) {
+    world_.Count("fault: disk of the coordinator full");
+    coordinator_.SetDiskFull(true);
+    world_.After(random().Spread(absl::Seconds(0.1), absl::Minutes(3)),
+                 [this] { coordinator_.SetDiskFull(false); });
+  } else {
+    world_.Count("fault: next commit fails");
+    coordinator_.FailNextCommit();
+  }
+}
+
+void History::FaultNode(SimNode& node) {
+  const absl::Duration down = random().Spread(absl::Milliseconds(100), absl::Minutes(4));
+  switch (random().Range(0, 7)) {
+    case 0:
+    case 1:
+    case 2:
+      world_.Count("fault: agent killed");
+      node.KillAgent();
+      world_.After(down, [&node] { node.StartAgent(); });
+      break;
+    case 3:
+      world_.Count("fault: agent stopped");
+      node.StopAgent(world_.now() + down);
+      break;
+    case 4:
+      world_.Count("fault: machine frozen");
+      node.Freeze(world_.now() + down);
+      break;
+    case 5:
+      world_.Count("fault: machine rebooted");
+      node.Reboot();
+      world_.After(down, [&node] { node.StartAgent(); });
+      break;
+    case 6: {
+      world_.Count("fault: trainers killed");
+      for (const auto& [id, part] : node.disk().parts) {
+        if (part->alive) node.KillPart(part, absl::ZeroDuration(), "killed by a fault");
+      }
+      break;
+    }
+    case 7:
+      world_.Count("fault: disk of an agent full");
+      node.disk().full = true;
+      world_.After(down, [&node] { node.disk().full = false; });
+      break;
+  }
+}
+
+void History::FaultNetwork(SimNode& node) {
+  const absl::Duration down = random().Spread(absl::Milliseconds(100), absl::Minutes(5));
+  const int way = random().Range(0, 2);
+  world_.Count(way == 0   ? "fault: link cut"
+               : way == 1 ? "fault: link cut upwards"
+                          : "fault: link cut downwards");
+  if (way != 2) node.link().cut_up = true;
+  if (way != 1) node.link().cut_down = true;
+  world_.After(down, [&node] { node.link().cut_up = node.link().cut_down = false; });
+}
+
+void History::Heal() {
+  faults_on_ = false;
+  world_.Trace("faults stop");
+  coordinator_.SetDiskFull(false);
+  for (const std::unique_ptr<SimNode>& node : nodes_) {
+    node->disk().full = false;
+    node->link().cut_up = node->link().cut_down = false;
+    node->link().loss = 0;
+  }
+  Supervise();
+}
+
+// What systemd does on every machine: processes that are gone start again.
+void History::Supervise() {
+  for (const std::unique_ptr<SimNode>& node : nodes_) node->StartAgent();
+  world_.After(absl::Minutes(5), [this] { Supervise(); });
+}
+
+HistoryResult History::Run() {
+  AddNodes();
+  AddJobs();
+  coordinator_.Start();
+  NextFault();
+  world_.At(kFaultsFor, [this] {
+    if (faults_on_) Heal();
+  });
+  const auto over = [this] {
+    return num_submitted_ == options_.num_jobs && checker_.AllFinal() &&
+           checker_.num_known() == options_.num_jobs;
+  };
+  while (world_.violation().empty() && !over()) {
+    if (!world_.Step() || world_.now() > kFaultsFor + kPatience) {
+      world_.Violate(absl::StrCat(checker_.num_known() - checker_.num_final(),
+                                  " jobs did not end though all faults have"));
+    }
+  }
+  if (world_.violation().empty() && coordinator_.database() != nullptr) {
+    checker_.OnRestored(*coordinator_.database());
+  }
+  HistoryResult result;
+  result.violation = world_.violation();
+  result.num_lives = checker_.num_final();
+  result.num_steps = world_.num_steps();
+  result.simulated_seconds = absl::ToDoubleSeconds(world_.now());
+  result.digest = world_.digest();
+  result.counts = world_.counts();
+  return result;
+}
+
+}  // namespace
+
+HistoryResult RunHistory(const HistoryOptions& options) { return History(options).Run(); }
+
+}  // namespace switchyard::simulation
