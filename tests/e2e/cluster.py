@@ -34,27 +34,34 @@ def wait_until(what, predicate, seconds=60.0, step=0.05):
 class Daemon:
     """One long-running program with a log file and a port file."""
 
-    def __init__(self, name, command, folder):
+    def __init__(self, name, command, folder, environment=None):
         self.name, self.command, self.folder = name, command, folder
+        self.environment = dict(os.environ, **(environment or {}))
         self.log = folder / f"{name}.log"
         self.ports_file = folder / f"{name}.ports"
         self.process = None
         self.ports = {}
 
-    def start(self):
+    def launch(self):
+        """Starts it without waiting until it is ready."""
         self.ports_file.unlink(missing_ok=True)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [str(c) for c in self.command] + ["--port-file", str(self.ports_file)],
-                stdout=log, stderr=log)
+                stdout=log, stderr=log, env=self.environment)
+        return self
 
+    def wait_ready(self, seconds=30):
         def ready():
             if self.process.poll() is not None:
                 raise AssertionError(f"{self.name} exited {self.process.returncode}:\n{self.tail()}")
             return self.ports_file.exists() and self.ports_file.read_text().strip()
 
-        self.ports = json.loads(wait_until(f"{self.name} to be ready", ready, 30))
+        self.ports = json.loads(wait_until(f"{self.name} to be ready", ready, seconds, 0.02))
         return self
+
+    def start(self):
+        return self.launch().wait_ready()
 
     def tail(self, lines=40):
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
