@@ -41,8 +41,5 @@ for test in "$build"/kernels_*_test; do
     timeout 240 compute-sanitizer --tool memcheck "$test" --gtest_brief=1 2>&1 | tail -5
   fi
 done
-for bench in "$build"/kernels_*_bench; do
-  wanted "$bench" || continue
-  timeout 120 "$bench" || status=1
-done
+timeout 300 "$build/kernels_bench" "${names[@]}" || status=1
 exit $status

@@ -3,7 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/common/testing.h"
@@ -17,22 +17,27 @@ constexpr size_t kFlushBytes = size_t{192} << 20;  // several times the 50 MB of
 
 }  // namespace
 
-Bench::Bench(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) json_ |= std::strcmp(argv[i], "--json") == 0;
+Bench::Bench(const std::string& json_file) {
+  if (!json_file.empty() && (json_ = std::fopen(json_file.c_str(), "w")) == nullptr) {
+    std::perror(json_file.c_str());
+    std::exit(2);
+  }
   cudaDeviceProp device;
   CudaOrDie(cudaGetDeviceProperties(&device, 0), "no device");
   int driver = 0, clock_khz = 0;
   cudaDriverGetVersion(&driver);
   cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, 0);
   CudaOrDie(cudaMalloc(&flush_, kFlushBytes), "cudaMalloc");
-  if (json_) return;
   std::printf("# %s, CUDA driver %d.%d, %d SMs, max clock %d MHz\n", device.name, driver / 1000,
               driver % 1000 / 10, device.multiProcessorCount, clock_khz / 1000);
   std::printf("%-26s %-34s %-10s %9s %9s %9s %6s  %s\n", "kernel", "shape", "dtype", "p50 us",
               "p95 us", "rate", "% peak", "baseline");
 }
 
-Bench::~Bench() { cudaFree(flush_); }
+Bench::~Bench() {
+  cudaFree(flush_);
+  if (json_ != nullptr) std::fclose(json_);
+}
 
 void Bench::FlushL2() { CudaOrDie(cudaMemsetAsync(flush_, 1, kFlushBytes, nullptr), "flush"); }
 
@@ -63,19 +68,19 @@ double Bench::Run(const BenchRow& row, const std::function<void()>& launch) {
   const double rate = (compute ? row.flops : row.bytes) / (p50 * 1e-6);
   const double share = 100 * rate / (compute ? kPeakFlops : kPeakBytes);
   const double times = row.baseline_us > 0 ? row.baseline_us / p50 : 0;
-  if (json_) {
-    std::printf(
+  if (json_ != nullptr) {
+    std::fprintf(
+        json_,
         "{\"kernel\":\"%s\",\"shape\":\"%s\",\"dtype\":\"%s\",\"p50_us\":%.2f,\"p95_us\":%.2f,"
         "\"%s\":%.4f,\"percent_of_peak\":%.1f,\"baseline\":\"%s\",\"times_baseline\":%.3f}\n",
         row.kernel.c_str(), row.shape.c_str(), row.dtype.c_str(), p50, p95,
         compute ? "tflops" : "tbytes_per_second", rate / 1e12, share, row.baseline.c_str(), times);
-  } else {
-    char versus[128] = "";
-    if (times > 0) std::snprintf(versus, sizeof(versus), "%.2f x %s", times, row.baseline.c_str());
-    std::printf("%-26s %-34s %-10s %9.1f %9.1f %6.*f %s %6.1f  %s\n", row.kernel.c_str(),
-                row.shape.c_str(), row.dtype.c_str(), p50, p95, compute ? 0 : 2, rate / 1e12,
-                compute ? "TF" : "TB", share, versus);
   }
+  char versus[128] = "";
+  if (times > 0) std::snprintf(versus, sizeof(versus), "%.2f x %s", times, row.baseline.c_str());
+  std::printf("%-26s %-34s %-10s %9.1f %9.1f %6.*f %s %6.1f  %s\n", row.kernel.c_str(),
+              row.shape.c_str(), row.dtype.c_str(), p50, p95, compute ? 0 : 2, rate / 1e12,
+              compute ? "TF" : "TB", share, versus);
   std::fflush(stdout);
   return p50;
 }

@@ -4,6 +4,7 @@
 #define SWITCHYARD_KERNELS_COMMON_BENCH_H_
 
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <string>
 
@@ -25,8 +26,9 @@ struct BenchRow {
 
 class Bench {
  public:
-  // Reads --json; prints the header with device and clocks.
-  Bench(int argc, char** argv);
+  // Prints the header with device and clocks. Rows also go to `json_file`, one object per line;
+  // empty: to stdout only.
+  explicit Bench(const std::string& json_file);
   ~Bench();
   Bench(const Bench&) = delete;
   Bench& operator=(const Bench&) = delete;
@@ -42,7 +44,7 @@ class Bench {
  private:
   void FlushL2();
 
-  bool json_ = false;
+  std::FILE* json_ = nullptr;
   bool failed_ = false;
   void* flush_ = nullptr;
 };

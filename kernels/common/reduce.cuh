@@ -23,6 +23,12 @@ __device__ __forceinline__ float WarpMax(float value) {
   return value;
 }
 
+// A barrier for one of up to 15 groups of kThreads threads; the other warps of the block go on.
+template <int kThreads>
+__device__ __forceinline__ void SyncWarps(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kThreads) : "memory");
+}
+
 // Sum over the block; every thread gets it. All threads call it; `shared` holds 32 floats and may
 // be reused after the next barrier.
 __device__ __forceinline__ float BlockSum(float value, float* shared) {

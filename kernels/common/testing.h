@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -53,12 +54,14 @@ class DeviceArray {
     if (size_ == 0) return;
     CudaOrDie(cudaMemcpy(data_, host.data(), bytes(), cudaMemcpyHostToDevice), "upload");
   }
-  // Waits for the device, so a fault inside the kernel ends the program here.
-  std::vector<T> Download() const {
+  // Wait for the device, so a fault inside the kernel ends the program here.
+  std::vector<T> Download() const { return Download(0, size_); }
+  std::vector<T> Download(size_t first, size_t count) const {
     CudaOrDie(cudaDeviceSynchronize(), "kernel");
-    std::vector<T> host(size_);
-    if (size_ != 0) {
-      CudaOrDie(cudaMemcpy(host.data(), data_, bytes(), cudaMemcpyDeviceToHost), "download");
+    std::vector<T> host(count);
+    if (count != 0) {
+      CudaOrDie(cudaMemcpy(host.data(), data_ + first, count * sizeof(T), cudaMemcpyDeviceToHost),
+                "download");
     }
     return host;
   }
@@ -89,6 +92,16 @@ inline std::vector<Bf16> NormalBf16(size_t size, float scale, Random& random) {
   std::vector<Bf16> values(size);
   for (Bf16& v : values) v = ToBf16(normal(random));
   return values;
+}
+// As NormalBf16, but a million values that repeat: quick to make, and products of repeated rows
+// cost what others cost.
+inline std::vector<Bf16> RepeatedBf16(size_t size, float scale, Random& random) {
+  const std::vector<Bf16> some = NormalBf16(std::min<size_t>(size, 1000003), scale, random);
+  std::vector<Bf16> all(size);
+  for (size_t i = 0; i < size; i += some.size()) {
+    std::copy_n(some.begin(), std::min(some.size(), size - i), all.begin() + i);
+  }
+  return all;
 }
 // Whole numbers in [-range, range]: sums of products of them are exact in fp32, so results must
 // match bit for bit whatever the order.

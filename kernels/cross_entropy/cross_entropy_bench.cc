@@ -2,6 +2,7 @@
 // vocabulary. Baseline: Liger's cross entropy on whole bf16 logits (shared/peers/README.md 4), T =
 // 8192.
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/cross_entropy/cross_entropy_ref.h"
@@ -64,14 +65,12 @@ void RunRows(Bench& bench) {
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  using namespace switchyard::kernels;
-  Bench bench(argc, argv);
+void BenchCrossEntropy(Bench& bench) {
   RunRows(bench);
   RunHead<Bf16>(bench, 1024, "dW bf16");
   RunHead<Bf16>(bench, 1280, "dW bf16");
   RunHead<float>(bench, 1024, "dW fp32");
-  return bench.ExitCode();
 }
+
+}  // namespace switchyard::kernels

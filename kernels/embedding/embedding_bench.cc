@@ -2,6 +2,7 @@
 #include <set>
 
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/embedding/embedding_ref.h"
@@ -47,11 +48,10 @@ void RunShape(Bench& bench, int64_t tokens) {
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  switchyard::kernels::Bench bench(argc, argv);
-  switchyard::kernels::RunShape(bench, 8192);
-  switchyard::kernels::RunShape(bench, 32768);
-  return bench.ExitCode();
+void BenchEmbedding(Bench& bench) {
+  RunShape(bench, 8192);
+  RunShape(bench, 32768);
 }
+
+}  // namespace switchyard::kernels

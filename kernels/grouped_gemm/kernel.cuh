@@ -202,21 +202,24 @@ __device__ __forceinline__ void ReleaseStage(SharedStorage& shared, int stage) {
 }
 
 // The last block of a ragged reduction holds the next expert's rows, or rows nobody wrote: zero
-// both operands from `valid` on (a NaN times zero is a NaN). Both warpgroups clear B, with equal
-// values, so they need not wait for each other.
-__device__ __forceinline__ void ZeroTail(uint8_t* half_a, uint8_t* b, int valid, int warpgroup) {
-  const int thread = threadIdx.x % 128;
+// both operands from `valid` on (a NaN times zero is a NaN). Two warpgroups (`both`) clear half of
+// B each and wait for each other; one that works alone clears all of it.
+__device__ __forceinline__ void ZeroTail(uint8_t* half_a, uint8_t* b, int valid, int warpgroup,
+                                         bool both) {
+  constexpr int kBoxes = kTileN / 64;
   constexpr int kRowWords = 128 / 16;
+  const int thread = threadIdx.x % 128;
   const int words = (kTileK - valid) * kRowWords;
-  const uint4 zero = make_uint4(0, 0, 0, 0);
-#pragma unroll
-  for (int box = 0; box < 5; ++box) {
-    uint8_t* base = box == 0 ? half_a : b + (box - 1) * 64 * kTileK * 2;
-    uint4* from = reinterpret_cast<uint4*>(base) + valid * kRowWords;
-    for (int i = thread; i < words; i += 128) from[i] = zero;
-  }
+  auto clear = [&](uint8_t* box) {
+    uint4* from = reinterpret_cast<uint4*>(box) + valid * kRowWords;
+    for (int i = thread; i < words; i += 128) from[i] = make_uint4(0, 0, 0, 0);
+  };
+  clear(half_a);
+  const int first = both ? warpgroup * kBoxes / 2 : 0;
+  const int last = both ? first + kBoxes / 2 : kBoxes;
+  for (int box = first; box < last; ++box) clear(b + box * 64 * kTileK * 2);
   cutlass::arch::fence_view_async_shared();
-  cutlass::arch::NamedBarrier::sync(128, 1 + warpgroup);
+  cutlass::arch::NamedBarrier::sync(both ? 256 : 128, 1);
 }
 
 template <Product kProduct, class Out, class Accumulators>
@@ -304,7 +307,9 @@ __device__ __forceinline__ void Consume(const OutputMaps& maps, const KernelPara
       if constexpr (Ops::kWeight) {
         // Only the weight gradient's reduction ends anywhere; elsewhere TMA fills with zeros.
         const int valid = tile.k_size - i * kTileK;
-        if (valid < kTileK) ZeroTail(half_a(ring.stage), whole_b(ring.stage), valid, warpgroup);
+        if (valid < kTileK) {
+          ZeroTail(half_a(ring.stage), whole_b(ring.stage), valid, warpgroup, tile.rows > 64);
+        }
       }
       multiply(ring.stage);
       cute::warpgroup_wait<1>();

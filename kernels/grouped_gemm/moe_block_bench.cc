@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 #include "kernels/grouped_gemm/grouped_gemm.h"
 #include "kernels/grouped_gemm/grouped_gemm_ref.h"
@@ -41,15 +42,6 @@ Routing RandomRouting(int64_t tokens, Random& random) {
   return r;
 }
 
-std::vector<Bf16> Repeated(size_t size, float scale, Random& random) {
-  const std::vector<Bf16> some = NormalBf16(std::min<size_t>(size, 1000003), scale, random);
-  std::vector<Bf16> all(size);
-  for (size_t i = 0; i < size; i += some.size()) {
-    std::copy_n(some.begin(), std::min(some.size(), size - i), all.begin() + i);
-  }
-  return all;
-}
-
 // The last token's output by plain loops.
 std::vector<Bf16> LastToken(const Routing& r, const std::vector<Bf16>& x,
                             const std::vector<Bf16>& w1, const std::vector<Bf16>& w2,
@@ -75,14 +67,16 @@ void RunShape(Bench& bench, int64_t tokens, const char* dtype, double forward_us
   Random random(5);
   const int64_t rows = tokens * kTopK;
   const Routing routing = RandomRouting(tokens, random);
-  const std::vector<Bf16> host_x = Repeated(tokens * kHidden, 1.f, random);
-  const std::vector<Bf16> host_w1 = Repeated(size_t{2} * kExperts * kFfn * kHidden, 0.02f, random);
-  const std::vector<Bf16> host_w2 = Repeated(size_t{1} * kExperts * kFfn * kHidden, 0.02f, random);
+  const std::vector<Bf16> host_x = RepeatedBf16(tokens * kHidden, 1.f, random);
+  const std::vector<Bf16> host_w1 =
+      RepeatedBf16(size_t{2} * kExperts * kFfn * kHidden, 0.02f, random);
+  const std::vector<Bf16> host_w2 =
+      RepeatedBf16(size_t{1} * kExperts * kFfn * kHidden, 0.02f, random);
   std::vector<float> host_weight(rows);
   for (float& w : host_weight) w = 0.02f + 0.001f * (random() % 200);
   DeviceArray<int32_t> offsets(routing.offsets), row_of(routing.row_of);
   DeviceArray<Bf16> x(host_x), w1(host_w1), w2(host_w2), out(tokens * kHidden);
-  DeviceArray<Bf16> d_out(Repeated(tokens * kHidden, 0.1f, random)), dx(tokens * kHidden);
+  DeviceArray<Bf16> d_out(RepeatedBf16(tokens * kHidden, 0.1f, random)), dx(tokens * kHidden);
   DeviceArray<float> weight(host_weight), row_weight(rows), d_weight(rows);
   // x by expert, z and p are what the backward needs; y doubles as the gradient of the rows.
   DeviceArray<Bf16> x_rows(rows * kHidden), z(rows * 2 * kFfn), h(rows * kFfn), y(rows * kHidden);
@@ -153,14 +147,12 @@ void RunShape(Bench& bench, int64_t tokens, const char* dtype, double forward_us
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  using namespace switchyard::kernels;
-  Bench bench(argc, argv);
+void BenchMoeBlock(Bench& bench) {
   RunShape<Bf16>(bench, 8192, "bf16", 1850, 5200);
   RunShape<float>(bench, 8192, "dW fp32", 1850, 5200);
   RunShape<Bf16>(bench, 32768, "bf16", 6300, 17810);
   RunShape<float>(bench, 32768, "dW fp32", 6300, 17810);
-  return bench.ExitCode();
 }
+
+}  // namespace switchyard::kernels

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 #include "kernels/permute/permute.h"
 #include "kernels/permute/permute_ref.h"
@@ -46,11 +47,10 @@ void RunShape(Bench& bench, int64_t tokens) {
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  switchyard::kernels::Bench bench(argc, argv);
-  switchyard::kernels::RunShape(bench, 8192);
-  switchyard::kernels::RunShape(bench, 32768);
-  return bench.ExitCode();
+void BenchPermute(Bench& bench) {
+  RunShape(bench, 8192);
+  RunShape(bench, 32768);
 }
+
+}  // namespace switchyard::kernels

@@ -7,17 +7,20 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
+// Few large blocks in the backward: each leaves one row of partial sums for the second kernel.
+constexpr int kGradWarps = 12;
+constexpr int kGradThreads = 32 * kGradWarps;
 
 // kRowWarps warps share a row, each lane kVecs pieces of eight columns. Sums `value` over the row.
-// `shared` holds kWarps floats; every thread of the block calls it.
+// `shared` holds one float per warp; every thread of those warps calls it.
 template <int kRowWarps>
 __device__ __forceinline__ float RowSum(float value, float* shared) {
   value = WarpSum(value);
   if constexpr (kRowWarps > 1) {
     const int warp = threadIdx.x / 32;
-    __syncthreads();
+    SyncWarps<32 * kRowWarps>(warp / kRowWarps);
     if (threadIdx.x % 32 == 0) shared[warp] = value;
-    __syncthreads();
+    SyncWarps<32 * kRowWarps>(warp / kRowWarps);
     value = 0.f;
 #pragma unroll
     for (int i = 0; i < kRowWarps; ++i) value += shared[warp / kRowWarps * kRowWarps + i];
@@ -93,10 +96,11 @@ __global__ void __launch_bounds__(kThreads) NormKernel(const RmsNormParams p) {
 // A block walks over tokens with a fixed stride and keeps its sum of the weight gradient in
 // registers.
 template <int kRowWarps, int kVecs>
-__global__ void __launch_bounds__(kThreads) NormGradKernel(const RmsNormGradParams p) {
-  __shared__ float shared[kWarps];
-  __shared__ float sums[kThreads][8 + 1];
-  constexpr int kRows = kWarps / kRowWarps;
+__global__ void __launch_bounds__(kGradThreads) NormGradKernel(const RmsNormGradParams p) {
+  __shared__ float shared[kGradWarps];
+  __shared__ float sums[kGradThreads][8 + 1];
+  cudaTriggerProgrammaticLaunchCompletion();  // FinishWeightGrad gets ready meanwhile
+  constexpr int kRows = kGradWarps / kRowWarps;
   const int row_lane = threadIdx.x % (32 * kRowWarps);
   const float added = p.kind == NormKind::kZeroCentred ? 1.f : 0.f;
   float d_weight[kVecs][8] = {};
@@ -176,6 +180,8 @@ __global__ void __launch_bounds__(256)
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int column = blockIdx.x * 32 + lane;
+  // Launched before NormGradKernel ends: here its writes are waited for.
+  cudaGridDependencySynchronize();
   float sum = 0.f;
   if (column < hidden) {
 #pragma unroll 8
@@ -221,14 +227,21 @@ cudaError_t RmsNormGrad(const RmsNormGradParams& p, cudaStream_t stream) {
   // Without tokens the kernel still writes zeros to the workspace, so d_weight comes out right.
   const int blocks = kNormGradBlocks;
   Dispatch(p.hidden, [&]<int kRowWarps, int kVecs>() {
-    NormGradKernel<kRowWarps, kVecs><<<blocks, kThreads, 0, stream>>>(p);
+    NormGradKernel<kRowWarps, kVecs><<<blocks, kGradThreads, 0, stream>>>(p);
   });
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
-  const auto columns = static_cast<unsigned>(CeilDiv(p.hidden, 32));
-  FinishWeightGrad<<<columns, 256, 0, stream>>>(p.workspace, blocks, p.hidden, p.d_weight,
-                                                p.accumulate);
-  return cudaGetLastError();
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(CeilDiv(p.hidden, 32));
+  config.blockDim = 256;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, FinishWeightGrad, static_cast<const float*>(p.workspace),
+                            blocks, p.hidden, p.d_weight, p.accumulate);
 }
 
 }  // namespace switchyard::kernels

@@ -32,7 +32,7 @@ struct RmsNormParams {
 cudaError_t RmsNorm(const RmsNormParams& p, cudaStream_t stream);
 
 // Blocks whose partial weight gradients RmsNormGrad sums: rows of its workspace.
-constexpr int kNormGradBlocks = 396;
+constexpr int kNormGradBlocks = 132;
 
 // dx = d_sum + rstd * (g - xn * mean(g * xn)), g = dout * weight;  d_weight (+)= sum over tokens of
 // dout * xn. (kLlama rounds xn to bf16 for d_weight, as its forward did.)

@@ -1,5 +1,6 @@
 // Bytes: each tensor once; the weight and rstd do not count.
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 #include "kernels/rmsnorm/rmsnorm.h"
 #include "kernels/rmsnorm/rmsnorm_ref.h"
@@ -26,26 +27,33 @@ void RunShape(Bench& bench, int64_t tokens) {
   std::vector<Bf16> want_sum(kHidden), want(kHidden);
   RmsNormRef({host_x.data(), host_x.data(), host_w.data(), want_sum.data(), want.data(), nullptr, 1,
               kHidden, 1e-6f, NormKind::kLlama});
-  std::vector<Bf16> got = out.Download();
-  got.resize(kHidden);
-  bench.Check("rmsnorm", Difference(got, want, 0.f, 2.f / 128));
+  bench.Check("rmsnorm", Difference(out.Download(0, kHidden), want, 0.f, 2.f / 128));
   bench.Run({"rmsnorm", shape, "bf16", 0, 2. * 2 * size}, [&] { forward(false); });
   bench.Run({"rmsnorm + residual", shape, "bf16", 0, 2. * 4 * size}, [&] { forward(true); });
-  bench.Run({"rmsnorm grad + residual", shape, "bf16", 0, 2. * 4 * size}, [&] {
+  auto backward = [&] {
     CudaOrDie(
         RmsNormGrad({sum.get(), weight.get(), rstd.get(), out.get(), residual.get(), dx.get(),
                      d_weight.get(), workspace.get(), tokens, kHidden, false, NormKind::kLlama},
                     nullptr),
         "grad");
-  });
+  };
+  forward(true);
+  backward();
+  const std::vector<Bf16> row_sum = sum.Download(0, kHidden), row_out = out.Download(0, kHidden);
+  const std::vector<float> row_rstd = rstd.Download(0, 1);
+  std::vector<float> one_weight_grad(kHidden), one_workspace(kHidden);
+  RmsNormGradRef({row_sum.data(), host_w.data(), row_rstd.data(), row_out.data(), host_x.data(),
+                  want.data(), one_weight_grad.data(), one_workspace.data(), 1, kHidden, false,
+                  NormKind::kLlama});
+  bench.Check("rmsnorm grad", Difference(dx.Download(0, kHidden), want, 1e-2f, 2.f / 128));
+  bench.Run({"rmsnorm grad + residual", shape, "bf16", 0, 2. * 4 * size}, backward);
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  switchyard::kernels::Bench bench(argc, argv);
-  switchyard::kernels::RunShape(bench, 8192);
-  switchyard::kernels::RunShape(bench, 32768);
-  return bench.ExitCode();
+void BenchRmsNorm(Bench& bench) {
+  RunShape(bench, 8192);
+  RunShape(bench, 32768);
 }
+
+}  // namespace switchyard::kernels

@@ -1,6 +1,7 @@
 // Qwen3-30B-A3B: 32 query and 4 key heads of 128 in a fused projection. Bytes: q and k read and
 // written (backward: also read again for the norm); tables do not count.
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 #include "kernels/rope/rope.h"
 #include "kernels/rope/rope_ref.h"
@@ -36,14 +37,13 @@ void RunShape(Bench& bench, int64_t tokens) {
         "rope");
   };
   forward();
-  std::vector<Bf16> want_q(kQ * kDim), want_k(kK * kDim), got = q.Download();
-  got.resize(want_q.size());
+  std::vector<Bf16> want_q(kQ * kDim), want_k(kK * kDim);
   RopeRef({host.data(), host.data() + kQ * kDim, host_w.data(), host_w.data(), host_cos.data(),
            host_sin.data(), host_positions.data(), want_q.data(), want_k.data(), 1, kStride,
            kStride, kQ, kK, kDim, 1e-6f});
-  bench.Check("rope", Difference(got, want_q, 0.1f, 1.f / 128));
+  bench.Check("rope", Difference(q.Download(0, want_q.size()), want_q, 0.1f, 1.f / 128));
   bench.Run({"qk norm + rope", shape, "bf16", 0, 2 * bytes}, forward);
-  bench.Run({"qk norm + rope grad", shape, "bf16", 0, 3 * bytes}, [&] {
+  auto backward = [&] {
     CudaOrDie(RopeGrad({qkv.get(),
                         qkv.get() + kQ * kDim,
                         w.get(),
@@ -68,15 +68,44 @@ void RunShape(Bench& bench, int64_t tokens) {
                         false},
                        nullptr),
               "rope grad");
-  });
+  };
+  backward();
+  const std::vector<Bf16> dq_out = q.Download(0, want_q.size()),
+                          dk_out = k.Download(0, want_k.size());
+  std::vector<Bf16> want_d(kStride);
+  std::vector<float> want_dqw(kDim), want_dkw(kDim), want_workspace(2 * kDim);
+  RopeGradRef({host.data(),
+               host.data() + kQ * kDim,
+               host_w.data(),
+               host_w.data(),
+               host_cos.data(),
+               host_sin.data(),
+               host_positions.data(),
+               dq_out.data(),
+               dk_out.data(),
+               want_d.data(),
+               want_d.data() + kQ * kDim,
+               want_dqw.data(),
+               want_dkw.data(),
+               want_workspace.data(),
+               1,
+               kStride,
+               kStride,
+               kQ,
+               kK,
+               kDim,
+               1e-6f,
+               false});
+  want_d.resize((kQ + kK) * kDim);
+  bench.Check("rope grad", Difference(d_qkv.Download(0, want_d.size()), want_d, 0.1f, 2.f / 128));
+  bench.Run({"qk norm + rope grad", shape, "bf16", 0, 3 * bytes}, backward);
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  switchyard::kernels::Bench bench(argc, argv);
-  switchyard::kernels::RunShape(bench, 8192);
-  switchyard::kernels::RunShape(bench, 32768);
-  return bench.ExitCode();
+void BenchRope(Bench& bench) {
+  RunShape(bench, 8192);
+  RunShape(bench, 32768);
 }
+
+}  // namespace switchyard::kernels

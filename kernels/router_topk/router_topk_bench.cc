@@ -1,6 +1,7 @@
 // Bytes: the logits once, ids, weights and rows written once. Four short kernels: launches, not
 // bytes, set the time.
 #include "kernels/common/bench.h"
+#include "kernels/common/kernel_benches.h"
 #include "kernels/common/testing.h"
 #include "kernels/router_topk/router_topk.h"
 #include "kernels/router_topk/router_topk_ref.h"
@@ -33,20 +34,26 @@ void RunShape(Bench& bench, int64_t tokens) {
   const std::string shape = "T " + std::to_string(tokens) + " E 128 K 8";
   bench.Run({"router top-k + layout", shape, "bf16", 0, 2. * tokens * kExperts + 12. * copies},
             forward);
-  bench.Run({"router grad", shape, "bf16", 0, 4. * tokens * kExperts + 8. * copies}, [&] {
+  auto backward = [&] {
     CudaOrDie(RouterTopKGrad({logits.get(), ids.get(), weights.get(), sums.get(), d_logits.get(),
                               tokens, kExperts, kTopK, true},
                              nullptr),
               "router grad");
-  });
+  };
+  backward();
+  const std::vector<float> host_sums = sums.Download(), d_weights = weights.Download(0, kTopK);
+  std::vector<Bf16> want_d(kExperts);
+  RouterTopKGradRef({host.data(), want_ids.data(), d_weights.data(), host_sums.data(),
+                     want_d.data(), 1, kExperts, kTopK, true});
+  bench.Check("router grad", Difference(d_logits.Download(0, kExperts), want_d, 1e-2f, 2.f / 128));
+  bench.Run({"router grad", shape, "bf16", 0, 4. * tokens * kExperts + 8. * copies}, backward);
 }
 
 }  // namespace
-}  // namespace switchyard::kernels
 
-int main(int argc, char** argv) {
-  switchyard::kernels::Bench bench(argc, argv);
-  switchyard::kernels::RunShape(bench, 8192);
-  switchyard::kernels::RunShape(bench, 32768);
-  return bench.ExitCode();
+void BenchRouterTopK(Bench& bench) {
+  RunShape(bench, 8192);
+  RunShape(bench, 32768);
 }
+
+}  // namespace switchyard::kernels
