@@ -32,36 +32,49 @@ constexpr const char* kPendingNames[] = {"",
                                          "MAINTENANCE",
                                          "ENGINE_QUEUE"};
 
+constexpr const char* kStopReasonNames[] = {"",         "USER",    "PREEMPTED", "DRAIN",
+                                            "DEADLINE", "STALLED", "POLICY"};
+constexpr ConditionType kConditionTypes[] = {
+    ConditionType::kUnreachable, ConditionType::kStalled, ConditionType::kStraggling,
+    ConditionType::kCheckpointStale, ConditionType::kDraining};
+constexpr const char* kConditionNames[] = {"UNREACHABLE", "STALLED", "STRAGGLING",
+                                           "CHECKPOINT_STALE", "DRAINING"};
+constexpr const char* kSchedulingNames[] = {"ACTIVE", "CORDONED", "DRAINING"};
+constexpr const char* kDomainNames[] = {"user", "infrastructure", "hardware", "order", "final"};
+
 struct Reason {
   FailureReason reason;
   const char* name;
-  bool retryable;
+  FailureDomain domain;
+  bool usually_consequence = false;
 };
+constexpr FailureDomain kUserFault = FailureDomain::kUser;
+constexpr FailureDomain kInfra = FailureDomain::kInfrastructure;
 constexpr Reason kReasons[] = {
-    {FailureReason::kNone, "FAILURE_REASON_UNSPECIFIED", false},
-    {FailureReason::kConfigInvalid, "CONFIG_INVALID", false},
-    {FailureReason::kDataInvalid, "DATA_INVALID", false},
-    {FailureReason::kOomGpu, "OOM_GPU", false},
-    {FailureReason::kOomHost, "OOM_HOST", true},
-    {FailureReason::kTrainerExit, "TRAINER_EXIT", true},
-    {FailureReason::kTrainerSignal, "TRAINER_SIGNAL", true},
-    {FailureReason::kNanLoss, "NAN_LOSS", false},
-    {FailureReason::kLossSpike, "LOSS_SPIKE", false},
-    {FailureReason::kNcclError, "NCCL_ERROR", true},
-    {FailureReason::kHang, "HANG", true},
-    {FailureReason::kGpuXid, "GPU_XID", true},
-    {FailureReason::kNodeLost, "NODE_LOST", true},
-    {FailureReason::kNodeReboot, "NODE_REBOOT", true},
-    {FailureReason::kPreempted, "PREEMPTED", true},
-    {FailureReason::kDrained, "DRAINED", true},
-    {FailureReason::kEngineCancelled, "ENGINE_CANCELLED", false},
-    {FailureReason::kEngineRejected, "ENGINE_REJECTED", true},
-    {FailureReason::kDiskFull, "DISK_FULL", true},
-    {FailureReason::kStorageIo, "STORAGE_IO", true},
-    {FailureReason::kCheckpointInvalid, "CHECKPOINT_INVALID", false},
-    {FailureReason::kDeadline, "DEADLINE", false},
-    {FailureReason::kExitUnknown, "EXIT_UNKNOWN", true},
-    {FailureReason::kInternal, "INTERNAL", true},
+    {FailureReason::kNone, "FAILURE_REASON_UNSPECIFIED", FailureDomain::kFinal},
+    {FailureReason::kConfigInvalid, "CONFIG_INVALID", kUserFault},
+    {FailureReason::kDataInvalid, "DATA_INVALID", kUserFault},
+    {FailureReason::kOomGpu, "OOM_GPU", kUserFault},
+    {FailureReason::kOomHost, "OOM_HOST", kInfra},
+    {FailureReason::kTrainerExit, "TRAINER_EXIT", kInfra},
+    {FailureReason::kTrainerSignal, "TRAINER_SIGNAL", kInfra},
+    {FailureReason::kNanLoss, "NAN_LOSS", kUserFault},
+    {FailureReason::kLossSpike, "LOSS_SPIKE", kUserFault},
+    {FailureReason::kNcclError, "NCCL_ERROR", kInfra, true},
+    {FailureReason::kHang, "HANG", kInfra, true},
+    {FailureReason::kGpuXid, "GPU_XID", FailureDomain::kHardware},
+    {FailureReason::kNodeLost, "NODE_LOST", kInfra},
+    {FailureReason::kNodeReboot, "NODE_REBOOT", kInfra},
+    {FailureReason::kPreempted, "PREEMPTED", FailureDomain::kOrder},
+    {FailureReason::kDrained, "DRAINED", FailureDomain::kOrder},
+    {FailureReason::kEngineCancelled, "ENGINE_CANCELLED", FailureDomain::kFinal},
+    {FailureReason::kEngineRejected, "ENGINE_REJECTED", kInfra},
+    {FailureReason::kDiskFull, "DISK_FULL", kInfra},
+    {FailureReason::kStorageIo, "STORAGE_IO", kInfra},
+    {FailureReason::kCheckpointInvalid, "CHECKPOINT_INVALID", FailureDomain::kFinal},
+    {FailureReason::kDeadline, "DEADLINE", FailureDomain::kFinal},
+    {FailureReason::kExitUnknown, "EXIT_UNKNOWN", kInfra, true},
+    {FailureReason::kInternal, "INTERNAL", kInfra},
 };
 constexpr FailureReason kReasonValues[] = {FailureReason::kNone,
                                            FailureReason::kConfigInvalid,
@@ -99,13 +112,19 @@ constexpr JobTransition kJobTransitions[] = {
     {JobState::kQueued, JobState::kPaused, "PauseJob"},
     {JobState::kQueued, JobState::kFailed, "deadline"},
     {JobState::kStarting, JobState::kRunning, "every rank of every node runs"},
-    {JobState::kStarting, JobState::kQueued, "attempt closed, cause retryable, retries left"},
-    {JobState::kStarting, JobState::kFailed, "attempt closed, cause final or no retry left"},
-    {JobState::kStarting, JobState::kStopping, "CancelJob, preemption, drain"},
+    {JobState::kStarting, JobState::kQueued,
+     "attempt closed, another may help and the budget has one"},
+    {JobState::kStarting, JobState::kFailed,
+     "attempt closed, cause final, budget spent or no progress"},
+    {JobState::kStarting, JobState::kStopping, "CancelJob, PauseJob, preemption, drain, deadline"},
     {JobState::kRunning, JobState::kSucceeded, "every rank ended well, final checkpoint committed"},
-    {JobState::kRunning, JobState::kQueued, "attempt closed, cause retryable, retries left"},
-    {JobState::kRunning, JobState::kFailed, "attempt closed, cause final or no retry left"},
-    {JobState::kRunning, JobState::kStopping, "CancelJob, PauseJob, preemption, drain"},
+    {JobState::kRunning, JobState::kQueued,
+     "attempt closed, another may help and the budget has one"},
+    {JobState::kRunning, JobState::kFailed,
+     "attempt closed, cause final, budget spent or no progress"},
+    {JobState::kRunning, JobState::kStopping, "CancelJob, PauseJob, preemption, drain, deadline"},
+    {JobState::kStopping, JobState::kSucceeded,
+     "every rank ended well before it heard of a pause, preemption or drain"},
     {JobState::kStopping, JobState::kCancelled, "attempt closed, target CANCELLED"},
     {JobState::kStopping, JobState::kPaused, "attempt closed, target PAUSED"},
     {JobState::kStopping, JobState::kQueued, "attempt closed, target QUEUED"},
@@ -136,6 +155,7 @@ constexpr AttemptTransition kAttemptTransitions[] = {
     {AttemptState::kRunning, AttemptState::kStopping, "stop, or a rank failed"},
     {AttemptState::kRunning, AttemptState::kFailed, "all nodes ended, one failed"},
     {AttemptState::kRunning, AttemptState::kLost, "the nodes are lost"},
+    {AttemptState::kStopping, AttemptState::kSucceeded, "all nodes ended well all the same"},
     {AttemptState::kStopping, AttemptState::kStopped, "all nodes ended after an order"},
     {AttemptState::kStopping, AttemptState::kFailed, "all nodes ended after a failure"},
     {AttemptState::kStopping, AttemptState::kLost, "the rest ended after a node was lost"},
@@ -150,7 +170,16 @@ absl::string_view Name(AttemptState state) {
 }
 absl::string_view Name(PendingReason reason) { return kPendingNames[static_cast<int>(reason)]; }
 absl::string_view Name(FailureReason reason) { return kReasons[static_cast<int>(reason)].name; }
-bool IsRetryable(FailureReason reason) { return kReasons[static_cast<int>(reason)].retryable; }
+absl::string_view Name(StopReason reason) { return kStopReasonNames[static_cast<int>(reason)]; }
+absl::string_view Name(ConditionType type) { return kConditionNames[static_cast<int>(type) - 1]; }
+absl::string_view Name(NodeScheduling scheduling) {
+  return kSchedulingNames[static_cast<int>(scheduling) - 1];
+}
+absl::string_view Name(FailureDomain domain) { return kDomainNames[static_cast<int>(domain) - 1]; }
+FailureDomain DomainOf(FailureReason reason) { return kReasons[static_cast<int>(reason)].domain; }
+bool IsUsuallyConsequence(FailureReason reason) {
+  return kReasons[static_cast<int>(reason)].usually_consequence;
+}
 
 absl::optional<FailureReason> ParseFailureReason(absl::string_view name) {
   for (const Reason& r : kReasons) {
@@ -162,6 +191,7 @@ absl::optional<FailureReason> ParseFailureReason(absl::string_view name) {
 absl::Span<const JobState> AllJobStates() { return kJobStates; }
 absl::Span<const AttemptState> AllAttemptStates() { return kAttemptStates; }
 absl::Span<const FailureReason> AllFailureReasons() { return kReasonValues; }
+absl::Span<const ConditionType> AllConditionTypes() { return kConditionTypes; }
 absl::Span<const JobTransition> JobTransitions() { return kJobTransitions; }
 
 bool IsLegal(JobState from, JobState to) {
@@ -221,11 +251,21 @@ std::string StatesMarkdown() {
   for (const AttemptTransition& t : kAttemptTransitions) {
     absl::StrAppend(&out, "| ", Name(t.from), " | ", Name(t.to), " | ", t.cause, " |\n");
   }
-  absl::StrAppend(&out,
-                  "\n## Failure reasons\n\n| reason | another attempt may help |\n|---|---|\n");
+  absl::StrAppend(
+      &out,
+      "\n## Failure reasons\n\n"
+      "What follows a failure depends on its domain. `user`: another attempt uses "
+      "`retry.max_user_retries`; `infrastructure` and `hardware`: `retry.max_retries`, after "
+      "hardware on other nodes; `order`: costs nothing; `final`: none. A newer committed "
+      "checkpoint "
+      "gives all budgets back. Without one, a job fails after `retry.no_progress_limit` attempts "
+      "in "
+      "a row, or as soon as the same reason with the same last error line comes twice.\n\n"
+      "| reason | domain | usually a consequence of another rank's failure |\n|---|---|---|\n");
   for (const Reason& r : kReasons) {
     if (r.reason == FailureReason::kNone) continue;
-    absl::StrAppend(&out, "| ", r.name, " | ", r.retryable ? "yes" : "no", " |\n");
+    absl::StrAppend(&out, "| ", r.name, " | ", Name(r.domain), " | ",
+                    r.usually_consequence ? "yes" : "", " |\n");
   }
   return out;
 }

@@ -54,6 +54,33 @@ enum class PendingReason {
 
 enum class StopTarget { kNone = 0, kCancelled = 1, kPaused = 2, kQueued = 3, kFailed = 4 };
 
+// Why a live job is being stopped.
+enum class StopReason {
+  kNone = 0,
+  kUser = 1,
+  kPreempted = 2,
+  kDrain = 3,
+  kDeadline = 4,
+  kStalled = 5,
+  kPolicy = 6,
+};
+
+// What is suspected of a live job. Changes no state.
+enum class ConditionType {
+  kUnreachable = 1,
+  kStalled = 2,
+  kStraggling = 3,
+  kCheckpointStale = 4,
+  kDraining = 5,
+};
+
+// What an operator wants of a node.
+enum class NodeScheduling {
+  kActive = 1,
+  kCordoned = 2,  // nothing new is placed there
+  kDraining = 3,  // and what runs there is asked to leave
+};
+
 enum class FailureReason {
   kNone = 0,
   kConfigInvalid = 1,
@@ -81,6 +108,15 @@ enum class FailureReason {
   kInternal = 23,
 };
 
+// Whose fault a failure most likely is, which decides the budget that another attempt uses.
+enum class FailureDomain {
+  kUser = 1,            // the job's data, settings or training dynamics
+  kInfrastructure = 2,  // processes, network, storage, nodes
+  kHardware = 3,        // as infrastructure; the next attempts avoid the node
+  kOrder = 4,           // stopped by somebody's order: another attempt costs nothing
+  kFinal = 5,           // another attempt cannot help
+};
+
 // Where one node's part of an attempt stands. Grows only, except that a prepared part whose agent
 // restarted before the start is prepared again.
 enum class PlacementPhase {
@@ -96,18 +132,24 @@ absl::string_view Name(JobState state);
 absl::string_view Name(AttemptState state);
 absl::string_view Name(PendingReason reason);
 absl::string_view Name(FailureReason reason);
+absl::string_view Name(StopReason reason);
+absl::string_view Name(ConditionType type);
+absl::string_view Name(NodeScheduling scheduling);
+absl::string_view Name(FailureDomain domain);
 absl::optional<FailureReason> ParseFailureReason(absl::string_view name);
 
 inline bool IsFinal(JobState state) { return state >= JobState::kSucceeded; }
 inline bool IsFinal(AttemptState state) { return state >= AttemptState::kSucceeded; }
 
-// Whether another attempt may help: infrastructure causes yes; faults of the user's data, settings
-// or training dynamics no.
-bool IsRetryable(FailureReason reason);
+FailureDomain DomainOf(FailureReason reason);
+// Whether the reason is what a rank says when another rank has failed: a later report of another
+// reason is then the cause.
+bool IsUsuallyConsequence(FailureReason reason);
 
 absl::Span<const JobState> AllJobStates();
 absl::Span<const AttemptState> AllAttemptStates();
 absl::Span<const FailureReason> AllFailureReasons();
+absl::Span<const ConditionType> AllConditionTypes();
 
 struct JobTransition {
   absl::optional<JobState> from;  // none: creation

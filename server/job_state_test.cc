@@ -42,11 +42,13 @@ TEST(JobStateTest, FailureReasonsAreFoundByTheirNames) {
   EXPECT_EQ(ParseFailureReason("NO_SUCH_REASON"), absl::nullopt);
 }
 
-TEST(JobStateTest, FaultsOfTheUserAreNotRetried) {
-  EXPECT_FALSE(IsRetryable(FailureReason::kDataInvalid));
-  EXPECT_FALSE(IsRetryable(FailureReason::kNanLoss));
-  EXPECT_TRUE(IsRetryable(FailureReason::kNodeLost));
-  EXPECT_TRUE(IsRetryable(FailureReason::kTrainerSignal));
+TEST(JobStateTest, EveryReasonHasItsDomain) {
+  EXPECT_EQ(DomainOf(FailureReason::kDataInvalid), FailureDomain::kUser);
+  EXPECT_EQ(DomainOf(FailureReason::kNanLoss), FailureDomain::kUser);
+  EXPECT_EQ(DomainOf(FailureReason::kNodeLost), FailureDomain::kInfrastructure);
+  EXPECT_EQ(DomainOf(FailureReason::kGpuXid), FailureDomain::kHardware);
+  EXPECT_EQ(DomainOf(FailureReason::kPreempted), FailureDomain::kOrder);
+  EXPECT_EQ(DomainOf(FailureReason::kDeadline), FailureDomain::kFinal);
 }
 
 TEST(JobStateTest, TheDocumentIsCurrent) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "server/failure_policy.h"
 
 namespace switchyard {
 namespace {
@@ -48,19 +49,14 @@ GangHop CloseFailed(const GangView& gang, FailureRecord failure) {
   hop.attempt = released ? AttemptState::kReleased
                 : gone   ? AttemptState::kLost
                          : AttemptState::kFailed;
-  const bool retry =
-      released || (IsRetryable(failure.reason) && gang.retries_used < gang.max_retries);
-  hop.uses_retry = retry && !released;
-  hop.job = retry ? JobState::kQueued : JobState::kFailed;
-  hop.message = absl::StrCat("attempt ", gang.attempt.id.number, " ended: ", Name(failure.reason),
-                             ": ", failure.message);
-  if (hop.uses_retry) {
-    absl::StrAppend(&hop.message, "; retry ", gang.retries_used + 1, " of ", gang.max_retries);
-  } else if (!retry && gang.max_retries > 0) {
-    absl::StrAppend(&hop.message, "; ", gang.retries_used, " of ", gang.max_retries,
-                    " retries used",
-                    IsRetryable(failure.reason) ? "" : ", and another attempt would not help");
-  }
+  RetryVerdict verdict =
+      JudgeFailure(gang.needs, gang.retry, failure, gang.attempt.started, gang.committed_step);
+  hop.job = verdict.retry ? JobState::kQueued : JobState::kFailed;
+  hop.retry = std::move(verdict.state);
+  hop.waits = verdict.waits;
+  hop.message =
+      absl::StrCat("attempt ", gang.attempt.id.number, " ended: ", Name(failure.reason), ": ",
+                   failure.message, verdict.sentence.empty() ? "" : "; ", verdict.sentence);
   hop.failure = std::move(failure);
   return hop;
 }
@@ -72,9 +68,24 @@ GangHop CloseHop(const GangView& gang) {
       hop.attempt = AttemptState::kStopping;
       return hop;
     }
+    const bool all_well = std::all_of(gang.placements.begin(), gang.placements.end(),
+                                      [](const PlacementRecord& p) { return !EndedBadly(p); });
+    const bool may_succeed =
+        gang.stop_target == StopTarget::kPaused || gang.stop_target == StopTarget::kQueued;
+    if (may_succeed && all_well && gang.final_checkpoint && gang.attempt.started) {
+      hop.attempt = AttemptState::kSucceeded;
+      hop.job = JobState::kSucceeded;
+      hop.message = "every rank ended well before it could be stopped";
+      return hop;
+    }
     hop.attempt = gang.attempt.started ? AttemptState::kStopped : AttemptState::kReleased;
     hop.job = TargetState(gang.stop_target);
     hop.message = absl::StrCat("attempt ", gang.attempt.id.number, " is closed");
+    if (gang.stop_target == StopTarget::kFailed) {
+      hop.failure.emplace();
+      hop.failure->reason = FailureReason::kDeadline;
+      hop.failure->message = gang.stop_message;
+    }
     return hop;
   }
   if (absl::optional<FailureRecord> failure = FailureOf(gang)) {
@@ -125,12 +136,6 @@ GangHop NextHop(const GangView& gang) {
     hop.job = JobState::kRunning;
   }
   return hop;
-}
-
-absl::Duration RetryBackoff(absl::Duration initial, int32_t retries_used) {
-  absl::Duration delay = initial;
-  for (int32_t i = 0; i < retries_used && delay < absl::Minutes(10); ++i) delay *= 2;
-  return std::min(delay, std::max(initial, absl::Minutes(10)));
 }
 
 }  // namespace switchyard

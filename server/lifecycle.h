@@ -14,8 +14,10 @@ namespace switchyard {
 struct GangView {
   JobState job_state = JobState::kStarting;
   StopTarget stop_target = StopTarget::kNone;
-  int32_t max_retries = 0;
-  int32_t retries_used = 0;
+  std::string stop_message;  // why the job stops
+  JobNeeds needs;
+  RetryState retry;
+  int64_t committed_step = 0;  // the highest step that the job ever committed
   AttemptRecord attempt;
   std::vector<PlacementRecord> placements;
   bool final_checkpoint = false;  // a final checkpoint of the job is committed
@@ -26,7 +28,10 @@ struct GangHop {
   absl::optional<AttemptState> attempt;
   absl::optional<JobState> job;
   absl::optional<FailureRecord> failure;  // of the attempt; of the job too when it fails
-  bool uses_retry = false;
+  // Of a job that goes back to the queue after a failure: its budgets, and how many failures in a
+  // row were before (failure_policy.h).
+  absl::optional<RetryState> retry;
+  int32_t waits = 0;
   std::string message;
   bool none() const { return !attempt.has_value() && !job.has_value(); }
 };
@@ -34,10 +39,6 @@ struct GangHop {
 // The next hop; the caller stores it and asks again until none is left. An attempt is closed only
 // when every node's part is finished or lost: no second attempt may start before.
 GangHop NextHop(const GangView& gang);
-
-// The wait before the attempt that follows `retries_used` retries: 10 s, 20 s, ... 10 min for an
-// `initial` of 10 s. Without jitter: one coordinator places one gang at a time.
-absl::Duration RetryBackoff(absl::Duration initial, int32_t retries_used);
 
 }  // namespace switchyard
 

@@ -89,13 +89,14 @@ TEST(LifecycleTest, RetriesInfrastructureWhileRetriesAreLeft) {
       MakeGang(JobState::kRunning, AttemptState::kStopping, {Phase::kFinished, Phase::kFinished});
   gang.attempt.started = true;
   gang.attempt.failure = Failure(FailureReason::kTrainerSignal);
-  gang.max_retries = 2;
-  gang.retries_used = 1;
+  gang.needs.max_retries = 2;
+  gang.retry.retries_used = 1;
   GangHop hop = NextHop(gang);
   EXPECT_EQ(hop.job, JobState::kQueued);
   EXPECT_EQ(hop.attempt, AttemptState::kFailed);
-  EXPECT_TRUE(hop.uses_retry);
-  gang.retries_used = 2;
+  ASSERT_TRUE(hop.retry.has_value());
+  EXPECT_EQ(hop.retry->retries_used, 2);
+  gang.retry = *hop.retry;
   hop = NextHop(gang);
   EXPECT_EQ(hop.job, JobState::kFailed);
   EXPECT_EQ(hop.failure->reason, FailureReason::kTrainerSignal);
@@ -104,10 +105,8 @@ TEST(LifecycleTest, RetriesInfrastructureWhileRetriesAreLeft) {
 TEST(LifecycleTest, NeverRetriesTheUsersFault) {
   GangView gang = MakeGang(JobState::kStarting, AttemptState::kStopping, {Phase::kFinished});
   gang.attempt.failure = Failure(FailureReason::kDataInvalid);
-  gang.max_retries = 5;
-  const GangHop hop = NextHop(gang);
-  EXPECT_EQ(hop.job, JobState::kFailed);
-  EXPECT_FALSE(hop.uses_retry);
+  gang.needs.max_retries = 5;
+  EXPECT_EQ(NextHop(gang).job, JobState::kFailed);
 }
 
 TEST(LifecycleTest, LosingANodeBeforeTheStartUsesNoRetry) {
@@ -116,7 +115,7 @@ TEST(LifecycleTest, LosingANodeBeforeTheStartUsesNoRetry) {
   const GangHop hop = NextHop(gang);
   EXPECT_EQ(hop.attempt, AttemptState::kReleased);
   EXPECT_EQ(hop.job, JobState::kQueued);
-  EXPECT_FALSE(hop.uses_retry);
+  EXPECT_EQ(hop.retry, RetryState{});
 }
 
 TEST(LifecycleTest, ACancelWinsOverAGoodEndThatComesAfterIt) {
@@ -153,12 +152,14 @@ TEST(LifecycleTest, EveryHopFromEveryViewIsLegal) {
   for (const auto& [job, attempt] : states) {
     for (Phase a : phases) {
       for (Phase b : phases) {
-        for (int bits = 0; bits < 16; ++bits) {
+        for (int bits = 0; bits < 64; ++bits) {
           GangView gang = MakeGang(job, attempt, {a, b});
           // Only a stopping attempt may or may not have been started.
           if (attempt == AttemptState::kStopping) gang.attempt.started = (bits & 8) != 0;
-          gang.stop_target = StopTarget::kCancelled;
-          gang.max_retries = bits & 1;
+          constexpr StopTarget kTargets[] = {StopTarget::kCancelled, StopTarget::kPaused,
+                                             StopTarget::kQueued, StopTarget::kFailed};
+          gang.stop_target = kTargets[bits >> 4];
+          gang.needs.max_retries = bits & 1;
           gang.final_checkpoint = (bits & 2) != 0;
           // An attempt stops because the job does, or because something failed.
           const bool must_fail = attempt == AttemptState::kStopping && job != JobState::kStopping;
@@ -193,11 +194,41 @@ TEST(LifecycleTest, EveryHopFromEveryViewIsLegal) {
   EXPECT_GT(seen, 1000);
 }
 
-TEST(LifecycleTest, BackoffDoublesUpToTenMinutes) {
-  EXPECT_EQ(RetryBackoff(absl::Seconds(10), 0), absl::Seconds(10));
-  EXPECT_EQ(RetryBackoff(absl::Seconds(10), 2), absl::Seconds(40));
-  EXPECT_EQ(RetryBackoff(absl::Seconds(10), 50), absl::Minutes(10));
-  EXPECT_EQ(RetryBackoff(absl::ZeroDuration(), 50), absl::ZeroDuration());
+TEST(LifecycleTest, AGangThatEndsWellBeforeItHearsOfAPauseHasSucceeded) {
+  GangView gang = MakeGang(JobState::kStopping, AttemptState::kStopping, {Phase::kFinished});
+  gang.attempt.started = true;
+  gang.final_checkpoint = true;
+  for (const StopTarget target : {StopTarget::kPaused, StopTarget::kQueued}) {
+    gang.stop_target = target;
+    EXPECT_EQ(NextHop(gang).job, JobState::kSucceeded);
+    EXPECT_EQ(NextHop(gang).attempt, AttemptState::kSucceeded);
+  }
+  gang.placements[0].succeeded = false;
+  gang.placements[0].stopped = true;
+  EXPECT_EQ(NextHop(gang).job, JobState::kQueued);
+  EXPECT_EQ(NextHop(gang).attempt, AttemptState::kStopped);
+}
+
+TEST(LifecycleTest, APreemptedGangUsesNoBudgetWhateverItsRanksSay) {
+  GangView gang = MakeGang(JobState::kStopping, AttemptState::kStopping, {Phase::kFinished});
+  gang.attempt.started = true;
+  gang.attempt.failure = Failure(FailureReason::kNcclError);
+  gang.placements[0].succeeded = false;
+  gang.stop_target = StopTarget::kQueued;
+  EXPECT_EQ(NextHop(gang).job, JobState::kQueued);
+  EXPECT_EQ(NextHop(gang).retry, absl::nullopt);
+}
+
+TEST(LifecycleTest, ADeadlineFailsTheJobWithItsReason) {
+  GangView gang = MakeGang(JobState::kStopping, AttemptState::kStopping, {Phase::kFinished});
+  gang.attempt.started = true;
+  gang.stop_target = StopTarget::kFailed;
+  gang.stop_message = "it has held devices for 1h";
+  const GangHop hop = NextHop(gang);
+  EXPECT_EQ(hop.job, JobState::kFailed);
+  ASSERT_TRUE(hop.failure.has_value());
+  EXPECT_EQ(hop.failure->reason, FailureReason::kDeadline);
+  EXPECT_EQ(hop.failure->message, "it has held devices for 1h");
 }
 
 }  // namespace

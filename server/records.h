@@ -15,6 +15,15 @@
 
 namespace switchyard {
 
+// A failure that came after the first one, most likely as its consequence.
+struct CascadeRecord {
+  FailureReason reason = FailureReason::kInternal;
+  int32_t rank = -1;
+  std::string node;
+  std::string message;
+  friend bool operator==(const CascadeRecord&, const CascadeRecord&) = default;
+};
+
 struct FailureRecord {
   FailureReason reason = FailureReason::kInternal;
   std::string message;
@@ -24,6 +33,7 @@ struct FailureRecord {
   int32_t signal = 0;
   std::vector<std::string> last_lines;
   int64_t step = 0;
+  std::vector<CascadeRecord> cascade;  // at most 16
   friend bool operator==(const FailureRecord&, const FailureRecord&) = default;
 };
 
@@ -31,9 +41,25 @@ struct FailureRecord {
 struct JobNeeds {
   int32_t num_ranks = 1;
   bool cpu_only = false;
-  int32_t max_retries = 0;
+  int32_t max_retries = 0;       // for infrastructure and hardware
+  int32_t max_user_retries = 0;  // for the user's own faults
+  int32_t no_progress_limit = 3;
   int32_t keep_last = 0;   // committed checkpoints kept; 0: all
   bool resumable = false;  // checkpoints hold the optimizer's state
+  int32_t priority = 0;
+  absl::Duration max_run_time = absl::ZeroDuration();  // zero: no limit
+  int64_t checkpoint_every = 0;                        // steps; 0: only at the end
+};
+
+// How much of its budgets a job has used since the newest checkpoint that counted as progress.
+struct RetryState {
+  int32_t retries_used = 0;
+  int32_t user_retries_used = 0;
+  int32_t no_progress = 0;           // attempts in a row without a newer committed checkpoint
+  int64_t progress_step = 0;         // the highest step committed when an attempt was judged last
+  std::string fingerprint;           // of the last failure
+  std::vector<std::string> avoided;  // nodes that hardware failed on
+  friend bool operator==(const RetryState&, const RetryState&) = default;
 };
 
 struct JobRecord {
@@ -51,10 +77,12 @@ struct JobRecord {
   PendingReason pending = PendingReason::kNone;
   std::string message;
   StopTarget stop_target = StopTarget::kNone;
+  StopReason stop_reason = StopReason::kNone;
   absl::Duration stop_grace = absl::Seconds(30);
   int32_t current_attempt = 0;
-  int32_t retries_used = 0;
-  absl::Duration backoff = absl::ZeroDuration();  // wait this long before the next attempt
+  RetryState retry;
+  absl::Duration run_time = absl::ZeroDuration();  // devices held, all attempts; see AddRunTime
+  absl::Duration backoff = absl::ZeroDuration();   // wait this long before the next attempt
   absl::optional<FailureRecord> failure;
   absl::optional<double> validation_loss;  // the newest
   absl::Time create_time;
@@ -68,7 +96,8 @@ struct AttemptRecord {
   AttemptState state = AttemptState::kReserved;
   bool started = false;  // Start was ordered at least once
   std::string resume_from;
-  absl::optional<FailureRecord> failure;  // the first
+  StopReason stop_reason = StopReason::kNone;  // why it was ordered to stop
+  absl::optional<FailureRecord> failure;       // the first, with what followed it
   absl::Time create_time;
   absl::optional<absl::Time> end_time;
   std::vector<std::string> nodes;  // by node rank
@@ -123,6 +152,28 @@ struct CheckpointRecord {
   int64_t commit_seq = 0;  // order of commits within the job, from 1; 0: never committed
 };
 
+struct ConditionRecord {
+  ConditionType type = ConditionType::kUnreachable;
+  std::string message;
+  absl::Time since;
+};
+// Sets a condition of a live job, or clears it.
+struct ConditionChange {
+  JobId job;
+  ConditionType type = ConditionType::kUnreachable;
+  absl::optional<std::string> message;  // none: cleared
+  friend bool operator==(const ConditionChange&, const ConditionChange&) = default;
+};
+
+struct AuditRecord {
+  int64_t seq = 0;
+  absl::Time time;
+  std::string actor;
+  std::string action;
+  std::string target;
+  std::string message;
+};
+
 struct DeviceRecord {
   int32_t index = 0;
   std::string kind;
@@ -139,6 +190,8 @@ struct NodeRecord {
   std::string version;
   std::vector<DeviceRecord> devices;
   bool lost = false;  // the lease expired; offered again after the next registration
+  NodeScheduling scheduling = NodeScheduling::kActive;  // kept over registrations
+  std::string scheduling_message;
   int64_t acknowledged_report = 0;
   std::string state_folder;  // of the agent on its machine
 };
@@ -153,6 +206,9 @@ struct StepReport {
   int64_t step = 0;
   std::string raw;
   absl::optional<double> validation_loss;
+  double step_seconds = 0;
+  int32_t slow_rank = -1;  // the rank that the others waited for; -1: not measured
+  double slow_ratio = 0;   // its busy time over the median
 };
 struct LogReport {};  // the bytes are in their file before the report is recorded
 struct FinishedReport {

@@ -228,17 +228,21 @@ absl::StatusOr<absl::optional<v1::SessionResponse>> AgentSession::NextOrder(
     const Sent kind = absl::holds_alternative<AssignOrder>(order.what)  ? Sent::kAssign
                       : absl::holds_alternative<StartOrder>(order.what) ? Sent::kStart
                                                                         : Sent::kStop;
-    if (sent_.contains({order.attempt, kind})) continue;
+    // A later order may leave less time; it is never sent to leave more.
+    absl::Duration grace = absl::InfiniteDuration();
+    if (kind == Sent::kStop) grace = absl::get<StopOrder>(order.what).grace;
+    const auto sent = sent_.find({order.attempt, kind});
+    if (sent != sent_.end() && sent->second <= grace) continue;
     const std::string folder = JobFolder(gateway_.artifact_root_, order.attempt.job);
     ASSIGN_OR_RETURN(message, ToProto(order, folder));
     if (kind == Sent::kAssign) RETURN_IF_ERROR(WriteSpec(folder, message->assign().spec()));
-    sent_.insert({order.attempt, kind});
+    sent_[{order.attempt, kind}] = grace;
     return message;
   }
   if (live.empty()) return message;
   ASSIGN_OR_RETURN(const std::vector<AttemptId> stale, gateway_.store_.FindStale(lease.node, live));
   for (const AttemptId& id : stale) {
-    if (!sent_.insert({id, Sent::kKill}).second) continue;
+    if (!sent_.try_emplace({id, Sent::kKill}, absl::ZeroDuration()).second) continue;
     ASSIGN_OR_RETURN(
         message,
         ToProto(OrderRecord{id, StopOrder{absl::ZeroDuration(), "stale attempt", false}}, ""));

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 #include <deque>
-#include <set>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -65,7 +65,8 @@ class AgentGateway {
   const std::string artifact_root_;
 };
 
-// One agent's stream: acknowledges heartbeats, and sends each order once. What an agent missed is
+// One agent's stream: acknowledges heartbeats, and sends each order once; a stop again when its
+// grace period became shorter. What an agent missed is
 // sent again by the stream after. Heartbeat on one thread, Next on another.
 class AgentSession {
  public:
@@ -95,7 +96,7 @@ class AgentSession {
   // Next's.
   bool orders_dirty_ = true;
   std::deque<OrderRecord> orders_;  // at most two per open attempt of the node
-  std::set<std::pair<AttemptId, Sent>> sent_;
+  std::map<std::pair<AttemptId, Sent>, absl::Duration> sent_;  // -> a stop's grace period
 
   mutable absl::Mutex mu_;
   absl::optional<NodeLease> lease_ ABSL_GUARDED_BY(mu_);

@@ -88,6 +88,7 @@ inline std::string TopicOf(const NodeId& node) { return "node:" + node.value(); 
 
 // Service methods to register with a grpc::ServerBuilder; live as long as the server.
 std::unique_ptr<grpc::Service> MakeJobService(const ServiceContext& context);
+std::unique_ptr<grpc::Service> MakeAdminService(const ServiceContext& context);
 std::unique_ptr<grpc::Service> MakeAgentLink(const ServiceContext& context);
 
 }  // namespace switchyard

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -19,6 +20,9 @@ static_assert(static_cast<int>(AttemptState::kLost) == v1::Attempt::LOST);
 static_assert(static_cast<int>(PendingReason::kEngineQueue) == v1::PENDING_REASON_ENGINE_QUEUE);
 static_assert(static_cast<int>(StopTarget::kFailed) == v1::STOP_TARGET_FAILED);
 static_assert(static_cast<int>(FailureReason::kInternal) == v1::INTERNAL);
+static_assert(static_cast<int>(StopReason::kPolicy) == v1::STOP_REASON_POLICY);
+static_assert(static_cast<int>(ConditionType::kDraining) == v1::Condition::DRAINING);
+static_assert(static_cast<int>(NodeScheduling::kDraining) == v1::Node::DRAINING);
 
 absl::Status Corrupt(absl::string_view what) {
   return absl::InternalError(absl::StrCat("bug: the stored ", what, " does not parse"));
@@ -116,6 +120,32 @@ absl::Duration FromProto(const google::protobuf::Duration& duration) {
   return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
 }
 
+namespace {
+
+constexpr size_t kMaxCascade = 16;
+
+// An agent newer than this coordinator may name a cause that we do not know yet.
+FailureReason FromProto(v1::FailureReason reason) {
+  return v1::FailureReason_IsValid(reason) && reason != v1::FAILURE_REASON_UNSPECIFIED
+             ? static_cast<FailureReason>(reason)
+             : FailureReason::kExitUnknown;
+}
+
+// The rank that the others waited for, and how its busy time compares with the median.
+void FindSlowRank(const v1::StepMetrics& step, StepReport& out) {
+  if (step.rank_busy_seconds_size() < 2) return;
+  const std::vector<double> busy(step.rank_busy_seconds().begin(), step.rank_busy_seconds().end());
+  std::vector<double> sorted = busy;
+  std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
+  const double median = sorted[sorted.size() / 2];
+  const auto slowest = std::max_element(busy.begin(), busy.end());
+  if (!(median > 0) || !std::isfinite(*slowest)) return;
+  out.slow_rank = static_cast<int32_t>(slowest - busy.begin());
+  out.slow_ratio = *slowest / median;
+}
+
+}  // namespace
+
 v1::Failure ToProto(const FailureRecord& failure) {
   v1::Failure out;
   out.set_reason(static_cast<v1::FailureReason>(failure.reason));
@@ -126,15 +156,18 @@ v1::Failure ToProto(const FailureRecord& failure) {
   out.set_signal(failure.signal);
   for (const std::string& line : failure.last_lines) out.add_last_lines(line);
   out.set_step(failure.step);
+  for (const CascadeRecord& c : failure.cascade) {
+    v1::CascadedFailure& cascaded = *out.add_cascade();
+    cascaded.set_reason(static_cast<v1::FailureReason>(c.reason));
+    cascaded.set_rank(c.rank);
+    cascaded.set_node(c.node);
+    cascaded.set_message(c.message);
+  }
   return out;
 }
 FailureRecord FromProto(const v1::Failure& failure) {
   FailureRecord out;
-  // An agent newer than this coordinator may name a cause that we do not know yet.
-  out.reason = v1::FailureReason_IsValid(failure.reason())
-                   ? static_cast<FailureReason>(failure.reason())
-                   : FailureReason::kExitUnknown;
-  if (out.reason == FailureReason::kNone) out.reason = FailureReason::kExitUnknown;
+  out.reason = FromProto(failure.reason());
   out.message = failure.message();
   out.rank = failure.rank();
   out.node = failure.node();
@@ -143,6 +176,10 @@ FailureRecord FromProto(const v1::Failure& failure) {
   const int first = std::max(0, failure.last_lines_size() - 20);
   out.last_lines.assign(failure.last_lines().begin() + first, failure.last_lines().end());
   out.step = failure.step();
+  for (const v1::CascadedFailure& c : failure.cascade()) {
+    if (out.cascade.size() == kMaxCascade) break;
+    out.cascade.push_back({FromProto(c.reason()), c.rank(), c.node(), c.message()});
+  }
   return out;
 }
 
@@ -178,6 +215,30 @@ v1::Attempt ToProto(const AttemptRecord& attempt) {
   if (attempt.failure) *out.mutable_failure() = ToProto(*attempt.failure);
   *out.mutable_create_time() = ToProto(attempt.create_time);
   if (attempt.end_time) *out.mutable_end_time() = ToProto(*attempt.end_time);
+  out.set_stop_reason(static_cast<v1::StopReason>(attempt.stop_reason));
+  out.set_resume_from(attempt.resume_from);
+  return out;
+}
+
+v1::Node ToProto(const NodeRecord& node) {
+  v1::Node out;
+  out.set_name(node.id.value());
+  out.set_scheduling(static_cast<v1::Node::Scheduling>(node.scheduling));
+  out.set_scheduling_message(node.scheduling_message);
+  out.set_address(node.address);
+  out.set_version(node.version);
+  for (const DeviceRecord& device : node.devices) *out.add_devices() = ToProto(device);
+  return out;
+}
+
+v1::AuditRecord ToProto(const AuditRecord& record) {
+  v1::AuditRecord out;
+  out.set_sequence(record.seq);
+  *out.mutable_time() = ToProto(record.time);
+  out.set_actor(record.actor);
+  out.set_action(record.action);
+  out.set_target(record.target);
+  out.set_message(record.message);
   return out;
 }
 
@@ -213,7 +274,8 @@ absl::StatusOr<v1::StepMetrics> StepMetricsOf(const StepRecord& step) {
 }
 
 absl::StatusOr<v1::Job> ToProto(const JobRecord& job, const StepRecord& latest,
-                                int64_t last_checkpoint_step) {
+                                int64_t last_checkpoint_step,
+                                const std::vector<ConditionRecord>& conditions) {
   v1::Job out;
   out.set_name(job.id.value());
   out.set_uid(job.uid);
@@ -236,6 +298,18 @@ absl::StatusOr<v1::Job> ToProto(const JobRecord& job, const StepRecord& latest,
   if (job.start_time) *out.mutable_start_time() = ToProto(*job.start_time);
   if (job.end_time) *out.mutable_end_time() = ToProto(*job.end_time);
   out.set_recipe(job.recipe);
+  for (const ConditionRecord& c : conditions) {
+    v1::Condition& condition = *out.add_conditions();
+    condition.set_type(static_cast<v1::Condition::Type>(c.type));
+    condition.set_message(c.message);
+    *condition.mutable_since() = ToProto(c.since);
+  }
+  out.set_stop_reason(static_cast<v1::StopReason>(job.stop_reason));
+  v1::RetryState& retry = *out.mutable_retry();
+  retry.set_retries_used(job.retry.retries_used);
+  retry.set_user_retries_used(job.retry.user_retries_used);
+  retry.set_attempts_without_progress(job.retry.no_progress);
+  for (const std::string& node : job.retry.avoided) retry.add_avoided_nodes(node);
   return out;
 }
 
@@ -246,6 +320,13 @@ JobNeeds NeedsOf(const v1::JobSpec& spec) {
   needs.max_retries = spec.retry().max_retries();
   needs.keep_last = spec.checkpoint().keep_last();
   needs.resumable = spec.checkpoint().save_optimizer();
+  needs.max_user_retries = spec.retry().max_user_retries();
+  if (spec.retry().no_progress_limit() > 0) {
+    needs.no_progress_limit = spec.retry().no_progress_limit();
+  }
+  needs.priority = spec.schedule().priority();
+  needs.max_run_time = FromProto(spec.schedule().max_run_time());
+  needs.checkpoint_every = spec.checkpoint().every_steps();
   return needs;
 }
 
@@ -274,6 +355,8 @@ absl::StatusOr<ReportRecord> FromProto(const v1::Report& report) {
       return out;
     case v1::Report::kStep: {
       StepReport step{report.step().step(), report.step().SerializeAsString(), absl::nullopt};
+      step.step_seconds = report.step().step_seconds();
+      FindSlowRank(report.step(), step);
       if (report.step().has_validation_loss() && std::isfinite(report.step().validation_loss())) {
         step.validation_loss = report.step().validation_loss();
       }

@@ -12,6 +12,7 @@
 #include "google/protobuf/timestamp.pb.h"
 #include "server/metrics/registry.h"
 #include "server/records.h"
+#include "switchyard/v1/admin_service.pb.h"
 #include "switchyard/v1/agent_link.pb.h"
 #include "switchyard/v1/job.pb.h"
 
@@ -34,6 +35,8 @@ v1::Job::State ToProto(JobState state);
 JobState FromProto(v1::Job::State state);
 
 v1::Attempt ToProto(const AttemptRecord& attempt);
+v1::Node ToProto(const NodeRecord& node);  // without what the leases and placements know
+v1::AuditRecord ToProto(const AuditRecord& record);
 v1::Event ToProto(const EventRecord& event);
 v1::Checkpoint ToProto(const CheckpointRecord& checkpoint);
 // Errors: Internal: the stored bytes do not parse.
@@ -41,7 +44,8 @@ absl::StatusOr<v1::StepMetrics> StepMetricsOf(const StepRecord& step);
 
 // `latest`: the job's newest step (id 0: none); `last_checkpoint_step`: 0: none.
 absl::StatusOr<v1::Job> ToProto(const JobRecord& job, const StepRecord& latest,
-                                int64_t last_checkpoint_step);
+                                int64_t last_checkpoint_step,
+                                const std::vector<ConditionRecord>& conditions);
 
 JobNeeds NeedsOf(const v1::JobSpec& spec);
 NodeRecord FromProto(const v1::RegisterRequest& request);

@@ -62,7 +62,7 @@ struct Coordinator::Impl {
 
   absl::Status Listen(const std::string& address, const std::string& agent_address);
   absl::StatusOr<std::unique_ptr<grpc::Server>> Build(const std::string& address, int max_message,
-                                                      grpc::Service* service,
+                                                      std::vector<grpc::Service*> services,
                                                       std::string* real_address);
   void SetServing(bool serving);
   void OnCommit(const ChangeSet& changes);
@@ -85,15 +85,14 @@ struct Coordinator::Impl {
   LogFiles logs;
   StreamPump pump;
   SchedulerLoop loop;
-  std::unique_ptr<grpc::Service> job_service, agent_link;
+  std::unique_ptr<grpc::Service> job_service, admin_service, agent_link;
   std::unique_ptr<grpc::Server> client_server, agent_server;
   std::unique_ptr<Exposition> exposition;
 };
 
-absl::StatusOr<std::unique_ptr<grpc::Server>> Coordinator::Impl::Build(const std::string& address,
-                                                                       int max_message,
-                                                                       grpc::Service* service,
-                                                                       std::string* real_address) {
+absl::StatusOr<std::unique_ptr<grpc::Server>> Coordinator::Impl::Build(
+    const std::string& address, int max_message, std::vector<grpc::Service*> services,
+    std::string* real_address) {
   if (!IsLoopback(address)) {
     SY_LOG(WARNING) << "listening without TLS beyond loopback; put it behind a network you trust "
                        "or a TLS proxy address="
@@ -102,7 +101,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Coordinator::Impl::Build(const std
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(service);
+  for (grpc::Service* service : services) builder.RegisterService(service);
   builder.SetMaxReceiveMessageSize(max_message);
   builder.SetResourceQuota(grpc::ResourceQuota().SetMaxThreads(kMaxUnaryThreads));
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 4);
@@ -127,13 +126,14 @@ absl::Status Coordinator::Impl::Listen(const std::string& address,
   const ServiceContext context{config, lease_config, clock, *store,   leases, loop,
                                pump,   publisher,    logs,  *metrics, ready,  calls};
   job_service = MakeJobService(context);
+  admin_service = MakeAdminService(context);
   agent_link = MakeAgentLink(context);
   grpc::EnableDefaultHealthCheckService(true);
   ASSIGN_OR_RETURN(agent_server,
-                   Build(agent_address, kMaxAgentMessageBytes, agent_link.get(), &agent_listen));
+                   Build(agent_address, kMaxAgentMessageBytes, {agent_link.get()}, &agent_listen));
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  ASSIGN_OR_RETURN(client_server,
-                   Build(address, kMaxClientMessageBytes, job_service.get(), &listen));
+  ASSIGN_OR_RETURN(client_server, Build(address, kMaxClientMessageBytes,
+                                        {job_service.get(), admin_service.get()}, &listen));
   SetServing(false);
   return absl::OkStatus();
 }

@@ -31,6 +31,7 @@ Failpoint after_cancel("cancel_job.before_answer", FailpointKind::kEvent);
 
 constexpr size_t kMaxRequestId = 64;
 constexpr absl::Duration kDefaultGrace = absl::Seconds(30);
+constexpr absl::Duration kPauseGrace = absl::Seconds(60);
 
 // Map entries in a fixed order, so that equal requests have equal bytes.
 std::string Canonical(const google::protobuf::Message& message) {
@@ -55,6 +56,20 @@ absl::StatusOr<RequestKey> MakeKey(const char* method, const std::string& projec
   Request payload = request;
   payload.clear_request_id();
   return RequestKey{project, method, request.request_id(), Canonical(payload)};
+}
+
+// Of a job's id, "projects/p/jobs/j".
+std::string ProjectOf(const JobId& id) { return id.value().substr(9, id.value().find('/', 9) - 9); }
+
+template <typename Request>
+absl::StatusOr<absl::Duration> GraceOf(absl::string_view what, const Request& request,
+                                       absl::Duration usual) {
+  const absl::Duration grace =
+      request.has_grace_period() ? FromProto(request.grace_period()) : usual;
+  if (grace >= absl::ZeroDuration() && grace <= absl::Hours(24)) return grace;
+  return MakeError(absl::StatusCode::kInvalidArgument, "GRACE_PERIOD_INVALID",
+                   absl::StrCat(what, ": grace_period is ", absl::FormatDuration(grace),
+                                ", must be between 0 and 24h"));
 }
 
 std::string RandomHex(int digits) {
@@ -105,6 +120,14 @@ class JobServiceImpl final : public StreamingBase {
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest* request,
                          v1::CancelJobResponse* response) override {
     return context_.Unary("CancelJob", [&] { return Cancel(*request, *response); });
+  }
+  grpc::Status PauseJob(grpc::ServerContext*, const v1::PauseJobRequest* request,
+                        v1::PauseJobResponse* response) override {
+    return context_.Unary("PauseJob", [&] { return Pause(*request, *response); });
+  }
+  grpc::Status ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest* request,
+                         v1::ResumeJobResponse* response) override {
+    return context_.Unary("ResumeJob", [&] { return Resume(*request, *response); });
   }
   grpc::Status PlanJob(grpc::ServerContext*, const v1::PlanJobRequest* request,
                        v1::PlanJobResponse* response) override {
@@ -220,18 +243,28 @@ class JobServiceImpl final : public StreamingBase {
 
   absl::Status Cancel(const v1::CancelJobRequest& request, v1::CancelJobResponse& response) {
     ASSIGN_OR_RETURN(const JobId id, ParseJobName(request.name()));
-    const absl::Duration grace =
-        request.has_grace_period() ? FromProto(request.grace_period()) : kDefaultGrace;
-    if (grace < absl::ZeroDuration() || grace > absl::Hours(24)) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "GRACE_PERIOD_INVALID",
-                       absl::StrCat("cancel job: grace_period is ", absl::FormatDuration(grace),
-                                    ", must be between 0 and 24h"));
-    }
-    const std::string project = id.value().substr(9, id.value().find('/', 9) - 9);
-    ASSIGN_OR_RETURN(const RequestKey key, MakeKey("CancelJob", project, request));
+    ASSIGN_OR_RETURN(const absl::Duration grace, GraceOf("cancel job", request, kDefaultGrace));
+    ASSIGN_OR_RETURN(const RequestKey key, MakeKey("CancelJob", ProjectOf(id), request));
     before_cancel.Pass();
     ASSIGN_OR_RETURN(const JobRecord job, context_.store.CancelJob(id, grace, key));
     after_cancel.Pass();
+    ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, job));
+    return absl::OkStatus();
+  }
+
+  absl::Status Pause(const v1::PauseJobRequest& request, v1::PauseJobResponse& response) {
+    ASSIGN_OR_RETURN(const JobId id, ParseJobName(request.name()));
+    ASSIGN_OR_RETURN(const absl::Duration grace, GraceOf("pause job", request, kPauseGrace));
+    ASSIGN_OR_RETURN(const RequestKey key, MakeKey("PauseJob", ProjectOf(id), request));
+    ASSIGN_OR_RETURN(const JobRecord job, context_.store.PauseJob(id, grace, key));
+    ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, job));
+    return absl::OkStatus();
+  }
+
+  absl::Status Resume(const v1::ResumeJobRequest& request, v1::ResumeJobResponse& response) {
+    ASSIGN_OR_RETURN(const JobId id, ParseJobName(request.name()));
+    ASSIGN_OR_RETURN(const RequestKey key, MakeKey("ResumeJob", ProjectOf(id), request));
+    ASSIGN_OR_RETURN(const JobRecord job, context_.store.ResumeJob(id, key));
     ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, job));
     return absl::OkStatus();
   }
@@ -264,12 +297,20 @@ class JobServiceImpl final : public StreamingBase {
     response.set_micro_batches_per_step(spec.batch().global_batch_size() /
                                         (int64_t{spec.batch().local_batch_size()} * ranks));
 
-    // The scheduler's own question, with this job last in the queue.
+    // The scheduler's own question, with this job last of its priority.
     ASSIGN_OR_RETURN(ClusterSnapshot snapshot, context_.loop.Snapshot());
-    response.set_queue_position(static_cast<int32_t>(snapshot.waiting.size()));
     const JobId self("projects/-/jobs/-");  // no job has such a name
-    snapshot.waiting.push_back(
-        {self, 0, ranks, spec.parallel().cpu_only(), -absl::InfiniteDuration()});
+    WaitingJob waiting;
+    waiting.id = self;
+    waiting.num_ranks = ranks;
+    waiting.cpu_only = spec.parallel().cpu_only();
+    waiting.not_before = -absl::InfiniteDuration();
+    waiting.priority = spec.schedule().priority();
+    const auto place =
+        std::find_if(snapshot.waiting.begin(), snapshot.waiting.end(),
+                     [&](const WaitingJob& w) { return w.priority < waiting.priority; });
+    response.set_queue_position(static_cast<int32_t>(place - snapshot.waiting.begin()));
+    snapshot.waiting.insert(place, waiting);
     const std::vector<KindCount> kinds =
         EligibleKinds(CountDevices(snapshot.nodes), spec.parallel().cpu_only());
     for (const KindCount& kind : kinds) {

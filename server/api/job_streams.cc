@@ -235,7 +235,8 @@ class LogRead final : public OutStream<v1::ReadLogsResponse> {
 absl::StatusOr<v1::Job> ShowJob(Store& store, const JobRecord& job) {
   ASSIGN_OR_RETURN(const StepRecord step, store.LatestStep(job.id));
   ASSIGN_OR_RETURN(const auto newest, store.ListCheckpoints(job.id, 0, 1));
-  return ToProto(job, step, newest.empty() ? 0 : newest[0].step);
+  ASSIGN_OR_RETURN(const auto conditions, store.ListConditions(job.id));
+  return ToProto(job, step, newest.empty() ? 0 : newest[0].step, conditions);
 }
 
 grpc::ServerWriteReactor<v1::WatchJobResponse>* StartWatch(const ServiceContext& context,

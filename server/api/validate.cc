@@ -176,6 +176,15 @@ SpecCheck CheckSpec(const v1::JobSpec& spec) {
     faults.Add("checkpoint.restore_from", "'", restore, "' is not an absolute path");
   }
   faults.AtLeast("retry.max_retries", spec.retry().max_retries(), 0);
+  faults.AtLeast("retry.max_user_retries", spec.retry().max_user_retries(), 0);
+  faults.AtLeast("retry.no_progress_limit", spec.retry().no_progress_limit(), 0);
+  const int32_t priority = spec.schedule().priority();
+  if (priority < -1000 || priority > 1000) {
+    faults.Add("schedule.priority", "is ", priority, ", must be between -1000 and 1000");
+  }
+  if (spec.schedule().max_run_time().seconds() < 0 || spec.schedule().max_run_time().nanos() < 0) {
+    faults.Add("schedule.max_run_time", "is negative");
+  }
 
   if (absl::StartsWith(spec.model().path(), "/")) {
     absl::StatusOr<ModelConfig> model = ReadModelConfig(spec.model().path());

@@ -35,6 +35,7 @@ Failpoint after_end("publish.after_end", FailpointKind::kEvent);
 Failpoint before_retire("publish.before_remove_retired", FailpointKind::kEvent);
 
 constexpr char kManifest[] = "/switchyard/manifest.json";
+constexpr int kMaxResumeChoices = 100;
 constexpr int64_t kMaxManifestBytes = 64 << 20;
 
 absl::Status Rejected(const std::string& folder, absl::string_view why) {
@@ -268,17 +269,24 @@ absl::Status Publisher::Recover() {
   return absl::OkStatus();
 }
 
-std::string Publisher::ResumePath(const JobRecord& job) {
-  if (!job.needs.resumable) return "";
-  const auto checkpoints = store_.ListCheckpoints(job.id, 0, 100);
-  if (!checkpoints.ok()) return "";
-  for (const CheckpointRecord& c : *checkpoints) {
+absl::StatusOr<std::string> Publisher::ResumePath(const JobRecord& job) {
+  if (!job.needs.resumable) return std::string();
+  ASSIGN_OR_RETURN(const auto checkpoints, store_.ListCheckpoints(job.id, 0, kMaxResumeChoices));
+  for (const CheckpointRecord& c : checkpoints) {
+    // A file system that is not mounted looks like checkpoints that are gone, all at once.
+    if (!Exists(Parent(c.path))) {
+      return absl::UnavailableError(
+          absl::StrCat("folder ", Parent(c.path), " of committed checkpoints is not there"));
+    }
     const absl::Status status = Verify(c.path, c).status();
     if (status.ok()) return c.path;
-    SY_LOG(WARNING) << "checkpoint not used job=" << job.id << " step=" << c.step
+    // Only what was seen to be wrong counts; a file that cannot be read may be whole.
+    if (!absl::IsInvalidArgument(status)) return absl::UnavailableError(status.message());
+    SY_LOG(WARNING) << "checkpoint rejected job=" << job.id << " step=" << c.step
                     << " error=" << status.message();
+    RETURN_IF_ERROR(store_.RejectCheckpoint(c, std::string(status.message())));
   }
-  return "";
+  return std::string();
 }
 
 }  // namespace switchyard

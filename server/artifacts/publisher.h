@@ -42,8 +42,10 @@ class Publisher {
   absl::Status Recover();
 
   // The newest committed checkpoint whose files still verify; empty: none, or the job's checkpoints
-  // lack the optimizer's state, so that a new attempt starts from the beginning.
-  std::string ResumePath(const JobRecord& job);
+  // lack the optimizer's state, so that a new attempt starts from the beginning. One that does not
+  // verify is rejected for good, so that its step can be committed again.
+  // Errors: Unavailable when the artifacts cannot be read now: they may be there all the same.
+  absl::StatusOr<std::string> ResumePath(const JobRecord& job);
 
  private:
   using Place = std::pair<JobId, int64_t>;  // job, step

@@ -62,6 +62,23 @@ absl::Status LeaseTable::Renew(const NodeLease& lease) {
   return absl::OkStatus();
 }
 
+absl::Status LeaseTable::DropSilent(const NodeId& node) {
+  absl::MutexLock lock(&mu_);
+  const auto it = leases_.find(node);
+  if (it == leases_.end()) return absl::OkStatus();
+  const absl::Duration silent = clock_.Monotonic() - it->second.heard;
+  if (silent < config_.suspicion()) {
+    return MakeError(
+        absl::StatusCode::kFailedPrecondition, "NODE_ALIVE",
+        absl::StrCat("node ", node.value(), " was heard from ", absl::FormatDuration(silent),
+                     " ago; it counts as silent after ", absl::FormatDuration(config_.suspicion()),
+                     "; to move its jobs away, drain it"),
+        {{"node", node.value()}});
+  }
+  leases_.erase(it);
+  return absl::OkStatus();
+}
+
 std::vector<NodeLease> LeaseTable::TakeExpired() {
   std::vector<NodeLease> expired;
   absl::MutexLock lock(&mu_);

@@ -56,6 +56,10 @@ class LeaseTable {
   // A heartbeat. Errors: Aborted: not the holder, or the lease has expired.
   absl::Status Renew(const NodeLease& lease) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Ends the lease of a node that an operator knows to be dead; none is fine. Errors:
+  // FailedPrecondition NODE_ALIVE: it was heard from lately.
+  absl::Status DropSilent(const NodeId& node) ABSL_LOCKS_EXCLUDED(mu_);
+
   // Takes out and answers the leases that have ended.
   std::vector<NodeLease> TakeExpired() ABSL_LOCKS_EXCLUDED(mu_);
 

@@ -1,10 +1,9 @@
 #include "server/scheduler/loop.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
-#include "base/failpoint.h"
+#include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "server/scheduler/policy.h"
@@ -14,21 +13,25 @@ namespace {
 
 // Leases and backoffs end without anybody waking us.
 constexpr absl::Duration kTick = absl::Milliseconds(250);
-
-Failpoint before_apply("scheduler.before_apply", FailpointKind::kEvent);
-Failpoint after_apply("scheduler.after_apply", FailpointKind::kEvent);
-Failpoint before_node_lost("scheduler.before_node_lost", FailpointKind::kEvent);
+// How often live jobs are looked at.
+constexpr absl::Duration kWatchEvery = absl::Seconds(1);
+// How much of a run time a crash may forget.
+constexpr absl::Duration kAccountEvery = absl::Seconds(10);
 
 }  // namespace
 
-SchedulerLoop::SchedulerLoop(Store& store, LeaseTable& leases, Clock& clock,
-                             std::function<std::string(const JobRecord&)> resume_path,
-                             std::function<void(const NodeId&)> on_expired)
+SchedulerLoop::SchedulerLoop(
+    Store& store, LeaseTable& leases, Clock& clock,
+    std::function<absl::StatusOr<std::string>(const JobRecord&)> resume_path,
+    std::function<void(const NodeId&)> on_expired, const SchedulerConfig& config)
     : store_(store),
       leases_(leases),
       clock_(clock),
       resume_path_(std::move(resume_path)),
-      on_expired_(std::move(on_expired)) {}
+      on_expired_(std::move(on_expired)),
+      config_(config),
+      health_(store, config.health),
+      view_(store) {}
 
 void SchedulerLoop::Start() {
   thread_ = Thread("scheduler", [this](const StopToken& stop) { Loop(stop); });
@@ -55,63 +58,104 @@ void SchedulerLoop::Loop(const StopToken& stop) {
   }
 }
 
-absl::Duration SchedulerLoop::NotBefore(const JobRecord& job) {
-  if (job.backoff == absl::ZeroDuration()) return -absl::InfiniteDuration();
-  const absl::Duration end = clock_.Monotonic() + job.backoff;
-  absl::MutexLock lock(&mu_);
-  return not_before_.try_emplace({job.id, job.current_attempt}, end).first->second;
+absl::Status SchedulerLoop::Refresh() {
+  return view_.Refresh(clock_.Monotonic(), leases_.Reachable());
 }
 
 absl::StatusOr<ClusterSnapshot> SchedulerLoop::Snapshot() {
-  ClusterSnapshot snapshot;
-  ASSIGN_OR_RETURN(const std::vector<NodeRecord> nodes, store_.ListNodes());
-  ASSIGN_OR_RETURN(const std::vector<Reservation> reservations, store_.Reservations());
-  const std::map<NodeId, bool> reachable = leases_.Reachable();
-  std::set<std::pair<NodeId, int32_t>> busy;
-  for (const Reservation& r : reservations) busy.insert({r.node, r.device});
-  for (const NodeRecord& node : nodes) {
-    const auto lease = reachable.find(node.id);
-    if (node.lost || lease == reachable.end()) continue;
-    NodeView view{node.id, lease->second, {}};
-    for (const DeviceRecord& d : node.devices) {
-      view.devices.push_back({d.index, d.kind, busy.contains({node.id, d.index})});
-    }
-    snapshot.nodes.push_back(std::move(view));
-  }
-  ASSIGN_OR_RETURN(const std::vector<JobRecord> waiting, store_.JobsIn({JobState::kQueued}));
-  for (const JobRecord& job : waiting) {
-    snapshot.waiting.push_back(
-        {job.id, job.version, job.needs.num_ranks, job.needs.cpu_only, NotBefore(job)});
-  }
-  return snapshot;
+  absl::MutexLock lock(&view_mu_);
+  RETURN_IF_ERROR(Refresh());
+  return view_.snapshot();
 }
 
-absl::Status SchedulerLoop::RunOnce() {
+absl::Status SchedulerLoop::ExpireLeases() {
   for (NodeLease& lease : leases_.TakeExpired()) {
     SY_LOG(WARNING) << "lease expired node=" << lease.node << " incarnation=" << lease.incarnation;
     expired_.push_back(std::move(lease));
   }
   while (!expired_.empty()) {
-    before_node_lost.Pass();
     RETURN_IF_ERROR(store_.NodeLost(expired_.back().node, expired_.back().incarnation));
     on_expired_(expired_.back().node);
     expired_.pop_back();
   }
-  ASSIGN_OR_RETURN(const ClusterSnapshot snapshot, Snapshot());
-  if (snapshot.waiting.empty()) {
-    absl::MutexLock lock(&mu_);
-    not_before_.clear();
-    return absl::OkStatus();
-  }
-  Plan plan = Decide(snapshot, clock_.Monotonic());
+  return absl::OkStatus();
+}
+
+absl::Status SchedulerLoop::ChooseCheckpoints(Plan& plan) {
+  std::vector<GangPlacement> placements;
   for (GangPlacement& gang : plan.placements) {
     ASSIGN_OR_RETURN(const JobRecord job, store_.GetJob(gang.job));
-    if (job.current_attempt > 0) gang.resume_from = resume_path_(job);
+    if (job.current_attempt > 0) {
+      absl::StatusOr<std::string> path = resume_path_(job);
+      if (!path.ok()) {
+        SY_LOG(WARNING) << "job not placed job=" << job.id << " error=" << path.status().message();
+        plan.pending.push_back(
+            {gang.job, gang.version, PendingReason::kMaintenance,
+             absl::StrCat("its checkpoints cannot be read: ", path.status().message())});
+        continue;
+      }
+      gang.resume_from = *std::move(path);
+    }
+    placements.push_back(std::move(gang));
   }
-  if (!plan.placements.empty()) before_apply.Pass();
-  RETURN_IF_ERROR(store_.Apply(plan));
-  if (!plan.placements.empty()) after_apply.Pass();
+  plan.placements = std::move(placements);
   return absl::OkStatus();
+}
+
+std::map<AttemptId, absl::Duration> SchedulerLoop::TakeRunTimes(absl::Duration now) {
+  std::map<AttemptId, absl::Duration> held;
+  std::map<AttemptId, absl::Duration> still;
+  for (const auto& [id, job] : view_.live()) {
+    if (job.max_run_time <= absl::ZeroDuration()) continue;
+    const AttemptId attempt{id, job.attempt};
+    absl::Duration since = accounted_.try_emplace(attempt, now).first->second;
+    const absl::Duration time = now - since;
+    const bool over = job.run_time + time >= job.max_run_time && job.state != JobState::kStopping;
+    if (time > absl::ZeroDuration() && (over || time >= kAccountEvery)) {
+      held[attempt] = time;
+      since = now;
+    }
+    still[attempt] = since;
+  }
+  // The rest of attempts that have ended since.
+  for (const auto& [attempt, since] : accounted_) {
+    if (!still.contains(attempt) && now > since) held[attempt] = now - since;
+  }
+  accounted_ = std::move(still);
+  return held;
+}
+
+absl::Status SchedulerLoop::WatchLive(absl::Duration now) {
+  if (now - watched_ < kWatchEvery) return absl::OkStatus();
+  watched_ = now;
+  std::map<AttemptId, absl::Duration> held;
+  std::vector<ConditionChange> changes;
+  {
+    absl::MutexLock lock(&view_mu_);
+    held = TakeRunTimes(now);
+    changes = health_.Update(now, view_.live(), view_.snapshot().nodes);
+  }
+  RETURN_IF_ERROR(store_.AddRunTime(held));
+  const absl::Status told = store_.SetConditions(changes);
+  if (!told.ok()) health_.Retell();
+  return told;
+}
+
+absl::Status SchedulerLoop::RunOnce() {
+  RETURN_IF_ERROR(ExpireLeases());
+  const absl::Duration now = clock_.Monotonic();
+  Plan plan;
+  {
+    absl::MutexLock lock(&view_mu_);
+    RETURN_IF_ERROR(Refresh());
+    plan = Decide(view_.snapshot(), now);
+    view_.SetHolds(plan.holds);
+  }
+  plan.preemption_grace = config_.preemption_grace;
+  RETURN_IF_ERROR(ChooseCheckpoints(plan));
+  RETURN_IF_ERROR(store_.Apply(plan));
+  if (plan.more_pending) Wake();
+  return WatchLive(now);
 }
 
 }  // namespace switchyard

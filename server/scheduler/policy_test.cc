@@ -15,16 +15,34 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 NodeView Node(const std::string& id, const std::string& kind, int devices, int busy = 0) {
-  NodeView node{NodeId(id), true, {}};
+  NodeView node;
+  node.id = NodeId(id);
+  node.reachable = true;
   for (int i = 0; i < devices; ++i) node.devices.push_back({i, kind, i < busy});
   return node;
 }
 WaitingJob Job(const std::string& id, int ranks, bool cpu_only = false) {
-  return {JobId(id), 7, ranks, cpu_only, -absl::InfiniteDuration()};
+  WaitingJob job;
+  job.id = JobId(id);
+  job.version = 7;
+  job.num_ranks = ranks;
+  job.cpu_only = cpu_only;
+  job.not_before = -absl::InfiniteDuration();
+  return job;
+}
+
+ClusterSnapshot Cluster(std::vector<NodeView> nodes, std::vector<WaitingJob> waiting) {
+  ClusterSnapshot snapshot;
+  snapshot.nodes = std::move(nodes);
+  snapshot.waiting = std::move(waiting);
+  return snapshot;
+}
+Plan DecideOn(std::vector<NodeView> nodes, std::vector<WaitingJob> waiting) {
+  return Decide(Cluster(std::move(nodes), std::move(waiting)), absl::ZeroDuration());
 }
 
 TEST(PolicyTest, PlacesOnTheNodeWithTheLeastRoomToSpare) {
-  const Plan plan = Decide({{Node("big", "cpu", 8), Node("small", "cpu", 2)}, {Job("j", 2)}}, {});
+  const Plan plan = DecideOn({Node("big", "cpu", 8), Node("small", "cpu", 2)}, {Job("j", 2)});
   ASSERT_EQ(plan.placements.size(), 1u);
   EXPECT_EQ(plan.placements[0].members, (std::vector<GangMember>{{NodeId("small"), {0, 1}}}));
   EXPECT_EQ(plan.placements[0].version, 7);
@@ -32,14 +50,14 @@ TEST(PolicyTest, PlacesOnTheNodeWithTheLeastRoomToSpare) {
 
 TEST(PolicyTest, SpansTheFewestNodes) {
   const Plan plan =
-      Decide({{Node("a", "cpu", 2), Node("b", "cpu", 4), Node("c", "cpu", 1)}, {Job("j", 5)}}, {});
+      DecideOn({Node("a", "cpu", 2), Node("b", "cpu", 4), Node("c", "cpu", 1)}, {Job("j", 5)});
   ASSERT_EQ(plan.placements.size(), 1u);
   EXPECT_EQ(plan.placements[0].members,
             (std::vector<GangMember>{{NodeId("b"), {0, 1, 2, 3}}, {NodeId("a"), {0}}}));
 }
 
 TEST(PolicyTest, PlacesNothingOfAGangThatDoesNotFitWhole) {
-  const Plan plan = Decide({{Node("a", "cpu", 4, 1)}, {Job("j", 4)}}, {});
+  const Plan plan = DecideOn({Node("a", "cpu", 4, 1)}, {Job("j", 4)});
   EXPECT_TRUE(plan.placements.empty());
   ASSERT_EQ(plan.pending.size(), 1u);
   EXPECT_EQ(plan.pending[0].reason, PendingReason::kResources);
@@ -47,14 +65,14 @@ TEST(PolicyTest, PlacesNothingOfAGangThatDoesNotFitWhole) {
 }
 
 TEST(PolicyTest, TheHeadOfTheLineHoldsBackThoseBehindIt) {
-  const Plan plan = Decide({{Node("a", "cpu", 4, 2)}, {Job("large", 4), Job("small", 1)}}, {});
+  const Plan plan = DecideOn({Node("a", "cpu", 4, 2)}, {Job("large", 4), Job("small", 1)});
   EXPECT_TRUE(plan.placements.empty());
   ASSERT_EQ(plan.pending.size(), 2u);
   EXPECT_THAT(plan.pending[1].message, HasSubstr("1 jobs wait before it"));
 }
 
 TEST(PolicyTest, AGangLargerThanTheClusterIsSaidSoAndHoldsNobodyBack) {
-  const Plan plan = Decide({{Node("a", "cpu", 2)}, {Job("huge", 4), Job("small", 2)}}, {});
+  const Plan plan = DecideOn({Node("a", "cpu", 2)}, {Job("huge", 4), Job("small", 2)});
   ASSERT_EQ(plan.pending.size(), 1u);
   EXPECT_EQ(plan.pending[0].reason, PendingReason::kConstraintsUnsatisfiable);
   EXPECT_THAT(plan.pending[0].message, AllOf(HasSubstr("needs 4"), HasSubstr("cpu: 2")));
@@ -63,7 +81,7 @@ TEST(PolicyTest, AGangLargerThanTheClusterIsSaidSoAndHoldsNobodyBack) {
 }
 
 TEST(PolicyTest, NoDevicesAtAllIsUnsatisfiable) {
-  const Plan plan = Decide({{}, {Job("j", 1)}}, {});
+  const Plan plan = DecideOn({}, {Job("j", 1)});
   ASSERT_EQ(plan.pending.size(), 1u);
   EXPECT_EQ(plan.pending[0].reason, PendingReason::kConstraintsUnsatisfiable);
   EXPECT_THAT(plan.pending[0].message, HasSubstr("none is registered"));
@@ -72,7 +90,7 @@ TEST(PolicyTest, NoDevicesAtAllIsUnsatisfiable) {
 TEST(PolicyTest, AJobInBackoffWaitsAndHoldsNobodyBack) {
   WaitingJob backoff = Job("retry", 2);
   backoff.not_before = absl::Seconds(10);
-  const ClusterSnapshot snapshot{{Node("a", "cpu", 2)}, {backoff, Job("next", 2)}};
+  const ClusterSnapshot snapshot = Cluster({Node("a", "cpu", 2)}, {backoff, Job("next", 2)});
   const Plan early = Decide(snapshot, absl::Seconds(9));
   ASSERT_EQ(early.placements.size(), 1u);
   EXPECT_EQ(early.placements[0].job, JobId("next"));
@@ -83,14 +101,14 @@ TEST(PolicyTest, AJobInBackoffWaitsAndHoldsNobodyBack) {
 TEST(PolicyTest, UnreachableNodesGetNothingButStillCount) {
   NodeView silent = Node("a", "cpu", 2);
   silent.reachable = false;
-  const Plan plan = Decide({{silent}, {Job("j", 2)}}, {});
+  const Plan plan = DecideOn({silent}, {Job("j", 2)});
   EXPECT_TRUE(plan.placements.empty());
-  EXPECT_EQ(plan.pending[0].reason, PendingReason::kResources);
+  EXPECT_EQ(plan.pending[0].reason, PendingReason::kMaintenance);
 }
 
 TEST(PolicyTest, GangsAreOfOneKindAndCpuRanksAreForThoseThatAsk) {
   const std::vector<NodeView> nodes = {Node("c", "cpu", 8), Node("g", "H100", 2)};
-  const Plan plan = Decide({nodes, {Job("gpu", 2), Job("cpu", 2, true), Job("mixed", 4)}}, {});
+  const Plan plan = DecideOn(nodes, {Job("gpu", 2), Job("cpu", 2, true), Job("mixed", 4)});
   ASSERT_EQ(plan.placements.size(), 2u);
   EXPECT_EQ(plan.placements[0].members[0].node, NodeId("g"));
   EXPECT_EQ(plan.placements[1].members[0].node, NodeId("c"));
@@ -98,8 +116,8 @@ TEST(PolicyTest, GangsAreOfOneKindAndCpuRanksAreForThoseThatAsk) {
 }
 
 TEST(PolicyTest, AJobThatWaitsForGpusDoesNotHoldBackCpuJobs) {
-  const Plan plan = Decide(
-      {{Node("c", "cpu", 2), Node("g", "H100", 2, 1)}, {Job("gpu", 2), Job("cpu", 2, true)}}, {});
+  const Plan plan = DecideOn({Node("c", "cpu", 2), Node("g", "H100", 2, 1)},
+                             {Job("gpu", 2), Job("cpu", 2, true)});
   ASSERT_EQ(plan.placements.size(), 1u);
   EXPECT_EQ(plan.placements[0].job, JobId("cpu"));
 }

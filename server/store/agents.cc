@@ -7,6 +7,7 @@
 #include "base/json.h"
 #include "base/status_macros.h"
 #include "server/error.h"
+#include "server/failure_policy.h"
 #include "server/store/rows.h"
 #include "server/store/transaction.h"
 
@@ -16,27 +17,26 @@ namespace {
 // After a failure the rest of the gang has nothing left to save.
 constexpr absl::Duration kGraceAfterFailure = absl::Seconds(10);
 
-absl::StatusOr<std::vector<AttemptId>> OpenAttemptsOf(Database& db, const NodeId& node) {
-  std::vector<AttemptId> out;
-  ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT p.job, p.attempt FROM placements p JOIN jobs j "
-                                           "ON j.name = p.job WHERE p.node = ? AND p.phase < 5 "
-                                           "ORDER BY j.seq"));
-  query.Bind(node.value());
-  while (true) {
-    ASSIGN_OR_RETURN(const bool row, query.Step());
-    if (!row) return out;
-    out.push_back({JobId(query.TextAt(0)), static_cast<int32_t>(query.IntAt(1))});
-  }
+// The first failure counts; what follows it is usually its consequence, and kept as such.
+absl::Status SetAttemptFailure(Transaction& tx, const AttemptId& id, const FailureRecord& failure) {
+  ASSIGN_OR_RETURN(const AttemptRecord attempt, LoadAttempt(tx.db, id));
+  ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE attempts SET failure = ? WHERE job = ? AND "
+                                              "number = ?"));
+  const std::string merged = ToRow(MergeFailures(attempt.failure, failure));
+  return query.Bind(merged, id.job.value(), id.number).Run().status();
 }
 
-// Keeps the first failure only: what follows it is usually its consequence.
-absl::Status SetAttemptFailure(Transaction& tx, const AttemptId& id, const FailureRecord& failure) {
-  ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE attempts SET failure = ? WHERE job = ? AND "
-                                              "number = ? AND failure IS NULL"));
-  return query.Bind(ToRow(failure), id.job.value(), id.number).Run().status();
+// What the processes there wrote last will never come.
+absl::Status NoteLogTail(Transaction& tx, const PlacementRecord& p) {
+  if (p.phase < PlacementPhase::kDispatched) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, p.attempt.job));
+  return AddEvent(tx, job, "WARNING",
+                  absl::StrCat("LOG_TAIL_INCOMPLETE: the last lines of attempt ", p.attempt.number,
+                               " on node ", p.node.value(), " may be missing from the logs"));
 }
 
 absl::Status LosePlacement(Transaction& tx, PlacementRecord p, const FailureRecord& failure) {
+  RETURN_IF_ERROR(NoteLogTail(tx, p));
   p.phase = PlacementPhase::kLost;
   RETURN_IF_ERROR(SetAttemptFailure(tx, p.attempt, failure));
   RETURN_IF_ERROR(UpdatePlacement(tx, p));
@@ -52,6 +52,7 @@ absl::Status RestartPlacements(Transaction& tx, const NodeRecord& before, const 
     ASSIGN_OR_RETURN(const AttemptRecord attempt, LoadAttempt(tx.db, id));
     ASSIGN_OR_RETURN(PlacementRecord p, LoadOpenPlacement(tx.db, now.id, id));
     if (attempt.state == AttemptState::kStopping) {
+      RETURN_IF_ERROR(NoteLogTail(tx, p));
       p.phase = PlacementPhase::kFinished;
       p.stopped = true;
       RETURN_IF_ERROR(UpdatePlacement(tx, p));
@@ -131,6 +132,8 @@ struct ApplyReport {
       RETURN_IF_ERROR(query.Run().status());
     }
     tx.changes.jobs.insert(job.id);
+    tx.changes.steps.push_back(
+        {placement.attempt, report.step, report.step_seconds, report.slow_rank, report.slow_ratio});
     if (!report.validation_loss) return absl::OkStatus();
     ASSIGN_OR_RETURN(Query query,
                      tx.db.Prepare("UPDATE jobs SET validation_loss = ? WHERE name = ?"));
@@ -157,6 +160,19 @@ struct ApplyReport {
 };
 
 }  // namespace
+
+absl::StatusOr<std::vector<AttemptId>> OpenAttemptsOf(Database& db, const NodeId& node) {
+  std::vector<AttemptId> out;
+  ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT p.job, p.attempt FROM placements p JOIN jobs j "
+                                           "ON j.name = p.job WHERE p.node = ? AND p.phase < 5 "
+                                           "ORDER BY j.seq"));
+  query.Bind(node.value());
+  while (true) {
+    ASSIGN_OR_RETURN(const bool row, query.Step());
+    if (!row) return out;
+    out.push_back({JobId(query.TextAt(0)), static_cast<int32_t>(query.IntAt(1))});
+  }
+}
 
 absl::Status CheckIncarnation(Database& db, const NodeId& node, const Incarnation& incarnation) {
   ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT incarnation, lost FROM nodes WHERE name = ?"));
@@ -199,10 +215,13 @@ absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
     const bool same_life = before && before->incarnation == node.incarnation;
     result.acknowledged_report = same_life ? before->acknowledged_report : 0;
     {
+      // What operators said about the node stays.
+      const NodeScheduling scheduling = before ? before->scheduling : NodeScheduling::kActive;
       ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT OR REPLACE INTO nodes VALUES "
-                                                  "(?, ?, ?, ?, ?, ?, 0, ?, ?)"));
+                                                  "(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)"));
       query.Bind(node.id.value(), node.incarnation.value(), node.boot_id, node.address,
-                 node.version, ToRow(node.devices), result.acknowledged_report, node.state_folder);
+                 node.version, ToRow(node.devices), result.acknowledged_report, node.state_folder,
+                 scheduling, before ? before->scheduling_message : std::string());
       RETURN_IF_ERROR(query.Run().status());
     }
     if (before && !same_life) RETURN_IF_ERROR(RestartPlacements(tx, *before, node, live));
@@ -212,6 +231,7 @@ absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
       }
     }
     tx.changes.nodes.insert(node.id);
+    tx.changes.scheduling_nodes.insert(node.id);
     tx.changes.schedule = true;
     return absl::OkStatus();
   }));
@@ -314,29 +334,33 @@ absl::StatusOr<ReportResult> Store::RecordReports(const NodeId& node,
   return result;
 }
 
+absl::Status LoseNode(Transaction& tx, const NodeId& node, const std::string& why) {
+  {
+    ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE nodes SET lost = 1 WHERE name = ?"));
+    RETURN_IF_ERROR(query.Bind(node.value()).Run().status());
+  }
+  ASSIGN_OR_RETURN(const std::vector<AttemptId> open, OpenAttemptsOf(tx.db, node));
+  for (const AttemptId& id : open) {
+    ASSIGN_OR_RETURN(const PlacementRecord p, LoadOpenPlacement(tx.db, node, id));
+    FailureRecord failure;
+    failure.reason = FailureReason::kNodeLost;
+    failure.node = node.value();
+    failure.message = why;
+    RETURN_IF_ERROR(LosePlacement(tx, p, failure));
+  }
+  tx.changes.nodes.insert(node);
+  tx.changes.scheduling_nodes.insert(node);
+  tx.changes.schedule = true;
+  return absl::OkStatus();
+}
+
 absl::Status Store::NodeLost(const NodeId& node, const Incarnation& incarnation) {
   return Write([&](Transaction& tx) -> absl::Status {
     const absl::Status holder = CheckIncarnation(tx.db, node, incarnation);
     if (absl::IsAborted(holder)) return absl::OkStatus();  // registered anew, or lost before
     RETURN_IF_ERROR(holder);
-    {
-      ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE nodes SET lost = 1 WHERE name = ?"));
-      RETURN_IF_ERROR(query.Bind(node.value()).Run().status());
-    }
-    ASSIGN_OR_RETURN(const std::vector<AttemptId> open, OpenAttemptsOf(tx.db, node));
-    for (const AttemptId& id : open) {
-      ASSIGN_OR_RETURN(const PlacementRecord p, LoadOpenPlacement(tx.db, node, id));
-      FailureRecord failure;
-      failure.reason = FailureReason::kNodeLost;
-      failure.node = node.value();
-      failure.message = absl::StrCat("node ", node.value(),
-                                     " was not heard of until its lease "
-                                     "expired");
-      RETURN_IF_ERROR(LosePlacement(tx, p, failure));
-    }
-    tx.changes.nodes.insert(node);
-    tx.changes.schedule = true;
-    return absl::OkStatus();
+    return LoseNode(
+        tx, node, absl::StrCat("node ", node.value(), " was not heard of until its lease expired"));
   });
 }
 

@@ -82,9 +82,12 @@ absl::StatusOr<CheckpointRecord> Store::EndCheckpoint(const CheckpointRecord& ch
                        tx.db.Prepare("SELECT max(commit_seq) FROM checkpoints WHERE job = ?"));
       RETURN_IF_ERROR(query.Bind(stored.job.value()).Step().status());
       stored.commit_seq = query.IntAt(0) + 1;
+      tx.changes.committed_steps.push_back({stored.job, stored.step});
     }
     RETURN_IF_ERROR(PutCheckpoint(tx, stored));
-    ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, checkpoint.job));
+    ASSIGN_OR_RETURN(JobRecord job, LoadJob(tx.db, checkpoint.job));
+    // A plan made before knows an older checkpoint to resume from.
+    RETURN_IF_ERROR(UpdateJob(tx, job));
     return AddEvent(
         tx, job, "CHECKPOINT",
         error.ok()
@@ -93,6 +96,24 @@ absl::StatusOr<CheckpointRecord> Store::EndCheckpoint(const CheckpointRecord& ch
             : absl::StrCat("checkpoint of step ", stored.step, " dropped: ", error.message()));
   }));
   return stored;
+}
+
+absl::Status Store::RejectCheckpoint(const CheckpointRecord& checkpoint, const std::string& why) {
+  return Write([&](Transaction& tx) -> absl::Status {
+    ASSIGN_OR_RETURN(absl::optional<CheckpointRecord> row,
+                     FindCheckpoint(tx.db, checkpoint.job, checkpoint.step));
+    // Committed anew since, or rejected before.
+    if (!row || row->state != CheckpointState::kCommitted ||
+        row->commit_seq != checkpoint.commit_seq) {
+      return absl::OkStatus();
+    }
+    row->state = CheckpointState::kDropped;
+    RETURN_IF_ERROR(PutCheckpoint(tx, *row));
+    ASSIGN_OR_RETURN(JobRecord job, LoadJob(tx.db, checkpoint.job));
+    return AddEvent(tx, job, "WARNING",
+                    absl::StrCat("CHECKPOINT_REJECTED: the checkpoint of step ", row->step,
+                                 " is no longer whole and will not be used: ", why));
+  });
 }
 
 absl::StatusOr<std::vector<CheckpointRecord>> Store::RetireCheckpoints(const JobId& id) {

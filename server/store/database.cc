@@ -3,8 +3,10 @@
 #include <sqlite3.h>
 
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 
@@ -82,6 +84,13 @@ Query& Query::Blob(int index, absl::string_view value) {
 }
 Query& Query::Null(int index) {
   SY_CHECK(sqlite3_bind_null(statement_, index) == SQLITE_OK) << sqlite3_sql(statement_);
+  return *this;
+}
+
+Query& Query::Copy(int index, const Query& from, int column) {
+  SY_CHECK(sqlite3_bind_value(statement_, index, sqlite3_column_value(from.statement_, column)) ==
+           SQLITE_OK)
+      << sqlite3_sql(statement_);
   return *this;
 }
 
@@ -192,6 +201,47 @@ absl::Status Database::QuickCheck() {
   ASSIGN_OR_RETURN(const std::string result, QueryText("PRAGMA quick_check(1)"));
   if (result == "ok") return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("database: quick_check: ", result));
+}
+
+absl::Status Database::CheckIntegrity() {
+  std::vector<std::string> findings;
+  const auto note = [&](std::string text) {
+    if (findings.size() < 3) findings.push_back(std::move(text));
+  };
+  {
+    ASSIGN_OR_RETURN(Query query, Prepare("PRAGMA integrity_check(3)"));
+    while (true) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) break;
+      if (query.TextAt(0) != "ok") note(query.TextAt(0));
+    }
+  }
+  ASSIGN_OR_RETURN(Query query, Prepare("PRAGMA foreign_key_check"));
+  while (true) {
+    ASSIGN_OR_RETURN(const bool row, query.Step());
+    if (!row) break;
+    note(absl::StrCat("row ", query.IntAt(1), " of ", query.TextAt(0), " has no parent in ",
+                      query.TextAt(2)));
+  }
+  if (findings.empty()) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("database: ", absl::StrJoin(findings, "; ")));
+}
+
+absl::Status Database::CopyTo(const std::string& path) {
+  sqlite3* target = nullptr;
+  int rc =
+      sqlite3_open_v2(path.c_str(), &target,
+                      SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
+  const Database owner(target);  // closes it
+  if (rc != SQLITE_OK) return owner.Error(rc, absl::StrCat("open ", path));
+  sqlite3_backup* const backup = sqlite3_backup_init(target, "main", db_, "main");
+  if (backup == nullptr)
+    return owner.Error(sqlite3_errcode(target), absl::StrCat("copy to ", path));
+  // In one step: one read transaction, so that it is one moment and never begins again.
+  rc = sqlite3_backup_step(backup, -1);
+  const int finished = sqlite3_backup_finish(backup);
+  if (rc == SQLITE_DONE && finished == SQLITE_OK) return absl::OkStatus();
+  return owner.Error(rc == SQLITE_DONE ? finished : rc, absl::StrCat("copy to ", path));
 }
 
 absl::Status Database::Checkpoint() {

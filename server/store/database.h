@@ -33,6 +33,8 @@ class Query {
   Query& Text(int index, absl::string_view value);
   Query& Blob(int index, absl::string_view value);
   Query& Null(int index);
+  // Whatever `from` has in `column` of its present row, with its type.
+  Query& Copy(int index, const Query& from, int column);
   // Parameters in the order of the arguments: integers, enums, doubles, strings.
   template <typename... Args>
   Query& Bind(const Args&... args) {
@@ -93,6 +95,11 @@ class Database {
 
   // What is wrong with the file, as `PRAGMA quick_check` says. OK: nothing.
   absl::Status QuickCheck();
+  // The same as `PRAGMA integrity_check` and `foreign_key_check` say: slower, and whole. Errors:
+  // DataLoss with the first three findings.
+  absl::Status CheckIntegrity();
+  // Copies all of it, as of one moment, to the file `path`, which nobody uses. Delays no writer.
+  absl::Status CopyTo(const std::string& path);
   // Moves the WAL's content into the database file.
   absl::Status Checkpoint();
 

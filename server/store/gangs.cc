@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "server/error.h"
+#include "server/failure_policy.h"
 #include "server/lifecycle.h"
 #include "server/store/rows.h"
 #include "server/store/transaction.h"
@@ -16,6 +17,7 @@ absl::Status ReleaseDevices(Transaction& tx, const AttemptId& id, const NodeId& 
                                               "AND attempt = ?"));
   RETURN_IF_ERROR(query.Bind(node.value(), id.job.value(), id.number).Run().status());
   tx.changes.schedule = true;
+  tx.changes.scheduling_jobs.insert(id.job);
   return absl::OkStatus();
 }
 
@@ -25,16 +27,77 @@ absl::StatusOr<bool> HasFinalCheckpoint(Database& db, const JobId& job) {
   return query.Bind(job.value(), CheckpointState::kCommitted).Step();
 }
 
+// The highest step that the job ever committed; 0: none.
+absl::StatusOr<int64_t> CommittedStep(Database& db, const JobId& job) {
+  ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT coalesce(max(step), 0) FROM checkpoints WHERE "
+                                           "job = ? AND commit_seq > 0"));
+  RETURN_IF_ERROR(query.Bind(job.value()).Step().status());
+  return query.IntAt(0);
+}
+
+// The plan chose the checkpoint to resume from before this transaction. A publication that is still
+// being carried out would give a newer one, and retention may have taken the chosen one.
+absl::Status CheckResumePath(Transaction& tx, const GangPlacement& gang) {
+  {
+    ASSIGN_OR_RETURN(Query query,
+                     tx.db.Prepare("SELECT step FROM checkpoints WHERE job = ? AND state = ?"));
+    query.Bind(gang.job.value(), CheckpointState::kCommitting);
+    ASSIGN_OR_RETURN(const bool committing, query.Step());
+    if (committing) {
+      return absl::AbortedError(absl::StrCat("place job ", gang.job.value(), ": the checkpoint of ",
+                                             "step ", query.IntAt(0), " is being published"));
+    }
+  }
+  if (gang.resume_from.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Query query,
+                   tx.db.Prepare("SELECT 1 FROM checkpoints WHERE job = ? AND path = ? "
+                                 "AND state = ?"));
+  query.Bind(gang.job.value(), gang.resume_from, CheckpointState::kCommitted);
+  ASSIGN_OR_RETURN(const bool there, query.Step());
+  if (there) return absl::OkStatus();
+  return absl::AbortedError(absl::StrCat("place job ", gang.job.value(), ": checkpoint ",
+                                         gang.resume_from, " is no longer there"));
+}
+
+absl::Status CheckNodes(Transaction& tx, const GangPlacement& gang) {
+  for (const GangMember& member : gang.members) {
+    ASSIGN_OR_RETURN(Query query,
+                     tx.db.Prepare("SELECT scheduling, lost FROM nodes WHERE name = ?"));
+    ASSIGN_OR_RETURN(const bool found, query.Bind(member.node.value()).Step());
+    if (found && query.IntAt(1) == 0 &&
+        query.IntAt(0) == static_cast<int64_t>(NodeScheduling::kActive)) {
+      continue;
+    }
+    return absl::AbortedError(absl::StrCat("place job ", gang.job.value(), ": node ",
+                                           member.node.value(),
+                                           " is lost, cordoned or being drained"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PlaceGang(Transaction& tx, const GangPlacement& gang) {
   ASSIGN_OR_RETURN(JobRecord job, LoadJob(tx.db, gang.job));
   if (job.version != gang.version || job.state != JobState::kQueued) {
     return absl::AbortedError(absl::StrCat("place job ", gang.job.value(), ": it is at version ",
                                            job.version, ", the plan at ", gang.version));
   }
+  if (job.needs.max_run_time > absl::ZeroDuration() && job.run_time >= job.needs.max_run_time) {
+    JobMove move{
+        JobState::kFailed,
+        absl::StrCat("it has held devices for ", absl::FormatDuration(job.run_time),
+                     ", its max_run_time is ", absl::FormatDuration(job.needs.max_run_time))};
+    move.failure.emplace();
+    move.failure->reason = FailureReason::kDeadline;
+    move.failure->message = move.message;
+    return MoveJob(tx, job, move);
+  }
+  RETURN_IF_ERROR(CheckNodes(tx, gang));
+  RETURN_IF_ERROR(CheckResumePath(tx, gang));
   const int32_t number = job.current_attempt + 1;
   {
-    ASSIGN_OR_RETURN(Query query,
-                     tx.db.Prepare("INSERT INTO attempts VALUES (?, ?, ?, 0, ?, NULL, ?, NULL)"));
+    ASSIGN_OR_RETURN(
+        Query query,
+        tx.db.Prepare("INSERT INTO attempts VALUES (?, ?, ?, 0, ?, NULL, ?, NULL, 0)"));
     query.Bind(job.id.value(), number, AttemptState::kReserved, gang.resume_from, ToRow(tx.now));
     RETURN_IF_ERROR(query.Run().status());
   }
@@ -143,8 +206,10 @@ absl::Status AdvanceGang(Transaction& tx, const AttemptId& id) {
     GangView gang;
     gang.job_state = job.state;
     gang.stop_target = job.stop_target;
-    gang.max_retries = job.needs.max_retries;
-    gang.retries_used = job.retries_used;
+    gang.stop_message = job.message;
+    gang.needs = job.needs;
+    gang.retry = job.retry;
+    ASSIGN_OR_RETURN(gang.committed_step, CommittedStep(tx.db, id.job));
     ASSIGN_OR_RETURN(gang.attempt, LoadAttempt(tx.db, id));
     ASSIGN_OR_RETURN(gang.placements, LoadPlacements(tx.db, id));
     ASSIGN_OR_RETURN(gang.final_checkpoint, HasFinalCheckpoint(tx.db, id.job));
@@ -157,10 +222,10 @@ absl::Status AdvanceGang(Transaction& tx, const AttemptId& id) {
     if (hop.job) {
       JobMove move{*hop.job, hop.message};
       move.failure = hop.failure;
-      if (*hop.job == JobState::kQueued) {
+      if (hop.retry) job.retry = *hop.retry;
+      if (*hop.job == JobState::kQueued && hop.retry) {
         move.pending = PendingReason::kRetryBackoff;
-        move.backoff = RetryBackoff(tx.retry_backoff, job.retries_used);
-        if (hop.uses_retry) job.retries_used += 1;
+        move.backoff = RetryBackoff(tx.retry_backoff, hop.waits);
       }
       RETURN_IF_ERROR(MoveJob(tx, job, move));
     } else if (hop.failure) {
@@ -170,16 +235,50 @@ absl::Status AdvanceGang(Transaction& tx, const AttemptId& id) {
   }
 }
 
+namespace {
+
+absl::Status PreemptGang(Transaction& tx, const Preemption& preemption, absl::Duration grace) {
+  ASSIGN_OR_RETURN(JobRecord job, LoadJob(tx.db, preemption.job));
+  if (job.version != preemption.version ||
+      (job.state != JobState::kStarting && job.state != JobState::kRunning)) {
+    return absl::AbortedError(absl::StrCat("preempt job ", job.id.value(), ": it is ",
+                                           Name(job.state), " at version ", job.version,
+                                           ", the plan at ", preemption.version));
+  }
+  return StopGang(tx, job, StopTarget::kQueued, StopReason::kPreempted, grace,
+                  absl::StrCat("its devices go to job ", preemption.for_job.value(),
+                               ", which has a higher priority"));
+}
+
+// Aborted: overtaken by a cancel, say. FailedPrecondition: a device was taken. Both are seen by the
+// next plan.
+absl::Status ForgiveOvertaken(const absl::Status& status, const JobId& job) {
+  if (!absl::IsAborted(status) && !absl::IsFailedPrecondition(status)) return status;
+  SY_LOG(WARNING) << "plan overtaken job=" << job << " error=" << status.message();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status Store::Apply(const Plan& plan) {
   for (const GangPlacement& gang : plan.placements) {
-    const absl::Status status = Write([&](Transaction& tx) { return PlaceGang(tx, gang); });
-    // Aborted: overtaken by a cancel, say. FailedPrecondition: a device was taken. Both are seen
-    // by the next plan.
-    if (absl::IsAborted(status) || absl::IsFailedPrecondition(status)) {
-      SY_LOG(WARNING) << "plan overtaken job=" << gang.job << " error=" << status.message();
-    } else if (!status.ok()) {
-      return status;
-    }
+    RETURN_IF_ERROR(
+        ForgiveOvertaken(Write([&](Transaction& tx) { return PlaceGang(tx, gang); }), gang.job));
+  }
+  // All victims of a job or none: half of them would stop for nothing.
+  for (size_t i = 0; i < plan.preemptions.size();) {
+    const JobId& for_job = plan.preemptions[i].for_job;
+    size_t end = i;
+    while (end < plan.preemptions.size() && plan.preemptions[end].for_job == for_job) ++end;
+    RETURN_IF_ERROR(ForgiveOvertaken(Write([&](Transaction& tx) -> absl::Status {
+                                       for (size_t k = i; k < end; ++k) {
+                                         RETURN_IF_ERROR(PreemptGang(tx, plan.preemptions[k],
+                                                                     plan.preemption_grace));
+                                       }
+                                       return absl::OkStatus();
+                                     }),
+                                     for_job));
+    i = end;
   }
   if (plan.pending.empty()) return absl::OkStatus();
   return Write([&](Transaction& tx) -> absl::Status {

@@ -1,4 +1,6 @@
 // Writes about jobs, and the moves that every write is made of.
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "server/error.h"
@@ -46,13 +48,17 @@ absl::Status InsertJob(Transaction& tx, const JobRecord& job) {
           "INSERT INTO jobs (name, uid, project, display_name, labels, spec, recipe, "
           "num_ranks, cpu_only, max_retries, keep_last, resumable, version, state, "
           "pending, message, stop_target, stop_grace_ms, current_attempt, retries_used, "
-          "backoff_ms, create_time, update_time) "
-          "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0, ?, ?)"));
+          "backoff_ms, create_time, update_time, priority, max_run_time_ms, max_user_retries, "
+          "no_progress_limit, checkpoint_every) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+          "?, "
+          "?, 0, 0, 0, 0, 0, ?, ?, ?, ?, ?, ?, ?)"));
   query
       .Bind(job.id.value(), job.uid, job.project, job.display_name, ToRow(job.labels), "",
             job.recipe, job.needs.num_ranks, job.needs.cpu_only, job.needs.max_retries,
             job.needs.keep_last, job.needs.resumable, job.version, job.state, job.pending,
-            job.message, ToRow(tx.now), ToRow(tx.now))
+            job.message, ToRow(tx.now), ToRow(tx.now), job.needs.priority,
+            absl::ToInt64Milliseconds(job.needs.max_run_time), job.needs.max_user_retries,
+            job.needs.no_progress_limit, job.needs.checkpoint_every)
       .Blob(6, job.spec);
   return query.Run().status();
 }
@@ -79,18 +85,26 @@ absl::Status UpdateJob(Transaction& tx, JobRecord& job) {
       Query query,
       tx.db.Prepare("UPDATE jobs SET version = ?, state = ?, pending = ?, message = ?, "
                     "stop_target = ?, stop_grace_ms = ?, current_attempt = ?, retries_used = ?, "
-                    "backoff_ms = ?, update_time = ?, failure = ?, start_time = ?, end_time = ? "
-                    "WHERE name = ?"));
+                    "backoff_ms = ?, update_time = ?, failure = ?, start_time = ?, end_time = ?, "
+                    "stop_reason = ?, user_retries_used = ?, no_progress = ?, progress_step = ?, "
+                    "fingerprint = ?, avoided = ? WHERE name = ?"));
   query.Bind(job.version, job.state, job.pending, job.message, job.stop_target,
-             absl::ToInt64Milliseconds(job.stop_grace), job.current_attempt, job.retries_used,
+             absl::ToInt64Milliseconds(job.stop_grace), job.current_attempt, job.retry.retries_used,
              absl::ToInt64Milliseconds(job.backoff), ToRow(job.update_time));
   job.failure ? query.Text(11, ToRow(*job.failure)) : query.Null(11);
   job.start_time ? query.Int(12, ToRow(*job.start_time)) : query.Null(12);
   job.end_time ? query.Int(13, ToRow(*job.end_time)) : query.Null(13);
-  query.Text(14, job.id.value());
+  query.Int(14, static_cast<int64_t>(job.stop_reason))
+      .Int(15, job.retry.user_retries_used)
+      .Int(16, job.retry.no_progress)
+      .Int(17, job.retry.progress_step)
+      .Text(18, job.retry.fingerprint)
+      .Text(19, ToRow(job.retry.avoided))
+      .Text(20, job.id.value());
   ASSIGN_OR_RETURN(const int64_t changed, query.Run());
   if (changed == 0) return absl::NotFoundError(absl::StrCat("job ", job.id.value(), " is gone"));
   tx.changes.jobs.insert(job.id);
+  tx.changes.scheduling_jobs.insert(job.id);
   return absl::OkStatus();
 }
 
@@ -113,6 +127,7 @@ absl::Status MoveJob(Transaction& tx, JobRecord& job, const JobMove& move) {
   job.state = move.to;
   job.message = move.message;
   job.stop_target = move.to == JobState::kStopping ? move.stop_target : StopTarget::kNone;
+  job.stop_reason = move.to == JobState::kStopping ? move.stop_reason : StopReason::kNone;
   job.pending = move.to == JobState::kQueued ? move.pending : PendingReason::kNone;
   job.backoff = move.to == JobState::kQueued ? move.backoff : absl::ZeroDuration();
   if (move.to == JobState::kFailed) {
@@ -122,6 +137,9 @@ absl::Status MoveJob(Transaction& tx, JobRecord& job, const JobMove& move) {
   if (IsFinal(move.to)) job.end_time = tx.now;
   RETURN_IF_ERROR(UpdateJob(tx, job));
   RETURN_IF_ERROR(AddEvent(tx, job, "STATE", move.message));
+  const bool live = move.to == JobState::kStarting || move.to == JobState::kRunning ||
+                    move.to == JobState::kStopping;
+  if (!live) RETURN_IF_ERROR(ClearConditions(tx, job));
   tx.changes.schedule = true;
   tx.changes.job_changes.push_back(std::move(change));
   return absl::OkStatus();
@@ -141,6 +159,7 @@ absl::StatusOr<JobRecord> Store::CreateJob(const JobRecord& job, const RequestKe
                        {{"job", job.id.value()}});
     }
     RETURN_IF_ERROR(InsertJob(tx, job));
+    tx.changes.scheduling_jobs.insert(job.id);
     ASSIGN_OR_RETURN(stored, LoadJob(tx.db, job.id));
     RETURN_IF_ERROR(Remember(tx, key, job.id));
     RETURN_IF_ERROR(AddEvent(tx, stored, "STATE", "the job is stored"));
@@ -154,8 +173,118 @@ absl::StatusOr<JobRecord> Store::CreateJob(const JobRecord& job, const RequestKe
   return stored;
 }
 
-absl::StatusOr<JobRecord> Store::CancelJob(const JobId& id, absl::Duration grace,
-                                           const RequestKey& key) {
+absl::Status StopGang(Transaction& tx, JobRecord& job, StopTarget target, StopReason reason,
+                      absl::Duration grace, const std::string& message) {
+  job.stop_grace = grace;
+  JobMove move{JobState::kStopping, message, target};
+  move.stop_reason = reason;
+  RETURN_IF_ERROR(MoveJob(tx, job, move));
+  const AttemptId attempt{job.id, job.current_attempt};
+  {
+    ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE attempts SET stop_reason = ? WHERE job = ? "
+                                                "AND number = ? AND state < 6"));
+    query.Bind(reason, job.id.value(), attempt.number);
+    RETURN_IF_ERROR(query.Run().status());
+  }
+  RETURN_IF_ERROR(AdvanceGang(tx, attempt));
+  ASSIGN_OR_RETURN(job, LoadJob(tx.db, job.id));
+  return absl::OkStatus();
+}
+
+namespace {
+
+absl::Status JobFinal(const JobRecord& job, absl::string_view verb) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, "JOB_FINAL",
+                   absl::StrCat(verb, " job ", job.id.value(), ": it is already ", Name(job.state)),
+                   {{"job", job.id.value()}, {"state", std::string(Name(job.state))}});
+}
+
+// Where a stopping job goes now, after a later order; the gang hears of a shorter grace period.
+absl::Status Redirect(Transaction& tx, JobRecord& job, StopTarget target, absl::Duration grace,
+                      const std::string& message) {
+  const bool shorter = grace < job.stop_grace;
+  if (job.stop_target == target && !shorter) return absl::OkStatus();
+  const bool news = job.stop_target != target;
+  job.stop_target = target;
+  job.stop_reason = StopReason::kUser;
+  job.stop_grace = std::min(job.stop_grace, grace);
+  job.message = message;
+  RETURN_IF_ERROR(UpdateJob(tx, job));
+  ASSIGN_OR_RETURN(const auto placements, LoadPlacements(tx.db, {job.id, job.current_attempt}));
+  for (const PlacementRecord& p : placements) tx.changes.nodes.insert(p.node);
+  return news ? AddEvent(tx, job, "STATE", message) : absl::OkStatus();
+}
+
+absl::Status Cancel(Transaction& tx, JobRecord job, absl::Duration grace) {
+  const std::string message = "cancelled by the user";
+  switch (job.state) {
+    case JobState::kValidating:
+    case JobState::kQueued:
+    case JobState::kPaused:
+      return MoveJob(tx, job, {JobState::kCancelled, message});
+    case JobState::kStarting:
+    case JobState::kRunning:
+      return StopGang(tx, job, StopTarget::kCancelled, StopReason::kUser, grace, message);
+    case JobState::kStopping:
+      return Redirect(tx, job, StopTarget::kCancelled, grace, message);
+    case JobState::kCancelled:
+      return absl::OkStatus();
+    case JobState::kSucceeded:
+    case JobState::kFailed:
+      break;
+  }
+  return JobFinal(job, "cancel");
+}
+
+absl::Status Pause(Transaction& tx, JobRecord job, absl::Duration grace) {
+  const std::string message = "paused by the user";
+  const bool holds_devices = job.state == JobState::kStarting || job.state == JobState::kRunning;
+  if (holds_devices && !job.needs.resumable) {
+    return MakeError(absl::StatusCode::kFailedPrecondition, "NOT_RESUMABLE",
+                     absl::StrCat("pause job ", job.id.value(),
+                                  ": its checkpoints lack the optimizer's state "
+                                  "(checkpoint.save_optimizer), so that it would start over"),
+                     {{"job", job.id.value()}});
+  }
+  switch (job.state) {
+    case JobState::kQueued:
+      return MoveJob(tx, job, {JobState::kPaused, message});
+    case JobState::kStarting:
+    case JobState::kRunning:
+      return StopGang(tx, job, StopTarget::kPaused, StopReason::kUser, grace, message);
+    case JobState::kStopping:
+      // An order that ends the job is stronger.
+      return job.stop_target == StopTarget::kQueued
+                 ? Redirect(tx, job, StopTarget::kPaused, job.stop_grace, message)
+                 : absl::OkStatus();
+    case JobState::kPaused:
+      return absl::OkStatus();
+    case JobState::kValidating:
+      return MakeError(absl::StatusCode::kFailedPrecondition, "JOB_VALIDATING",
+                       absl::StrCat("pause job ", job.id.value(), ": its data is being checked"));
+    case JobState::kSucceeded:
+    case JobState::kFailed:
+    case JobState::kCancelled:
+      break;
+  }
+  return JobFinal(job, "pause");
+}
+
+absl::Status Resume(Transaction& tx, JobRecord job) {
+  const std::string message = "resumed by the user";
+  if (IsFinal(job.state)) return JobFinal(job, "resume");
+  if (job.state == JobState::kPaused) return MoveJob(tx, job, {JobState::kQueued, message});
+  if (job.state == JobState::kStopping && job.stop_target == StopTarget::kPaused) {
+    return Redirect(tx, job, StopTarget::kQueued, job.stop_grace, message);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<JobRecord> Store::ChangeJob(
+    const JobId& id, const RequestKey& key,
+    const std::function<absl::Status(Transaction&, JobRecord)>& change) {
   JobRecord stored;
   RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
     ASSIGN_OR_RETURN(absl::optional<JobRecord> repeated, FindRepeated(tx, key));
@@ -164,42 +293,29 @@ absl::StatusOr<JobRecord> Store::CancelJob(const JobId& id, absl::Duration grace
       return absl::OkStatus();
     }
     ASSIGN_OR_RETURN(JobRecord job, LoadJob(tx.db, id));
-    switch (job.state) {
-      case JobState::kValidating:
-      case JobState::kQueued:
-      case JobState::kPaused:
-        RETURN_IF_ERROR(MoveJob(tx, job, {JobState::kCancelled, "cancelled by the user"}));
-        break;
-      case JobState::kStarting:
-      case JobState::kRunning: {
-        job.stop_grace = grace;
-        RETURN_IF_ERROR(MoveJob(
-            tx, job, {JobState::kStopping, "cancelled by the user", StopTarget::kCancelled}));
-        RETURN_IF_ERROR(AdvanceGang(tx, {job.id, job.current_attempt}));
-        break;
-      }
-      case JobState::kStopping:
-        if (job.stop_target != StopTarget::kCancelled) {
-          job.stop_target = StopTarget::kCancelled;
-          job.message = "cancelled by the user";
-          RETURN_IF_ERROR(UpdateJob(tx, job));
-          RETURN_IF_ERROR(AddEvent(tx, job, "STATE", job.message));
-        }
-        break;
-      case JobState::kCancelled:
-        break;
-      case JobState::kSucceeded:
-      case JobState::kFailed:
-        return MakeError(
-            absl::StatusCode::kFailedPrecondition, "JOB_FINAL",
-            absl::StrCat("cancel job ", id.value(), ": it is already ", Name(job.state)),
-            {{"job", id.value()}, {"state", std::string(Name(job.state))}});
-    }
+    RETURN_IF_ERROR(change(tx, std::move(job)));
     RETURN_IF_ERROR(Remember(tx, key, id));
     ASSIGN_OR_RETURN(stored, LoadJob(tx.db, id));
     return absl::OkStatus();
   }));
   return stored;
+}
+
+absl::StatusOr<JobRecord> Store::CancelJob(const JobId& id, absl::Duration grace,
+                                           const RequestKey& key) {
+  return ChangeJob(
+      id, key, [&](Transaction& tx, JobRecord job) { return Cancel(tx, std::move(job), grace); });
+}
+
+absl::StatusOr<JobRecord> Store::PauseJob(const JobId& id, absl::Duration grace,
+                                          const RequestKey& key) {
+  return ChangeJob(
+      id, key, [&](Transaction& tx, JobRecord job) { return Pause(tx, std::move(job), grace); });
+}
+
+absl::StatusOr<JobRecord> Store::ResumeJob(const JobId& id, const RequestKey& key) {
+  return ChangeJob(id, key,
+                   [](Transaction& tx, JobRecord job) { return Resume(tx, std::move(job)); });
 }
 
 }  // namespace switchyard

@@ -174,6 +174,66 @@ UPDATE checkpoints SET commit_seq = rowid WHERE state IN (2, 4);
     R"sql(
 ALTER TABLE nodes ADD COLUMN state_folder TEXT NOT NULL DEFAULT '';
 )sql",
+    // Priorities, budgets judged by progress, stops with reasons, conditions, operators' acts.
+    // Events get a new kind, which only a new table can allow.
+    R"sql(
+ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN max_run_time_ms INTEGER NOT NULL DEFAULT 0
+  CHECK (max_run_time_ms >= 0);
+ALTER TABLE jobs ADD COLUMN max_user_retries INTEGER NOT NULL DEFAULT 0
+  CHECK (max_user_retries >= 0);
+ALTER TABLE jobs ADD COLUMN no_progress_limit INTEGER NOT NULL DEFAULT 3
+  CHECK (no_progress_limit > 0);
+ALTER TABLE jobs ADD COLUMN checkpoint_every INTEGER NOT NULL DEFAULT 0
+  CHECK (checkpoint_every >= 0);
+ALTER TABLE jobs ADD COLUMN stop_reason INTEGER NOT NULL DEFAULT 0
+  CHECK (stop_reason BETWEEN 0 AND 6);
+ALTER TABLE jobs ADD COLUMN user_retries_used INTEGER NOT NULL DEFAULT 0
+  CHECK (user_retries_used BETWEEN 0 AND max_user_retries);
+ALTER TABLE jobs ADD COLUMN no_progress INTEGER NOT NULL DEFAULT 0 CHECK (no_progress >= 0);
+ALTER TABLE jobs ADD COLUMN progress_step INTEGER NOT NULL DEFAULT 0 CHECK (progress_step >= 0);
+ALTER TABLE jobs ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN avoided TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE jobs ADD COLUMN run_time_ms INTEGER NOT NULL DEFAULT 0 CHECK (run_time_ms >= 0);
+ALTER TABLE attempts ADD COLUMN stop_reason INTEGER NOT NULL DEFAULT 0
+  CHECK (stop_reason BETWEEN 0 AND 6);
+ALTER TABLE nodes ADD COLUMN scheduling INTEGER NOT NULL DEFAULT 1
+  CHECK (scheduling BETWEEN 1 AND 3);
+ALTER TABLE nodes ADD COLUMN scheduling_message TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE conditions (
+  job TEXT NOT NULL REFERENCES jobs (name),
+  type INTEGER NOT NULL CHECK (type BETWEEN 1 AND 5),
+  message TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  PRIMARY KEY (job, type)
+) STRICT;
+
+CREATE TABLE audit (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  time INTEGER NOT NULL,
+  actor TEXT NOT NULL,
+  action TEXT NOT NULL,
+  target TEXT NOT NULL,
+  message TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE new_events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  job TEXT NOT NULL REFERENCES jobs (name),
+  job_seq INTEGER NOT NULL CHECK (job_seq > 0),
+  time INTEGER NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN
+    ('STATE', 'ATTEMPT', 'CHECKPOINT', 'VALIDATION', 'WARNING', 'PHASE', 'CONDITION')),
+  message TEXT NOT NULL,
+  state INTEGER NOT NULL CHECK (state BETWEEN 1 AND 9),
+  attempt INTEGER NOT NULL,
+  UNIQUE (job, job_seq)
+) STRICT;
+INSERT INTO new_events SELECT seq, job, job_seq, time, kind, message, state, attempt FROM events;
+DROP TABLE events;
+ALTER TABLE new_events RENAME TO events;
+)sql",
 };
 
 }  // namespace

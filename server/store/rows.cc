@@ -32,7 +32,24 @@ FailureRecord FailureFromRow(const std::string& text) {
   failure.signal = static_cast<int32_t>(Get<int64_t>(json, "signal"));
   failure.last_lines = Get<std::vector<std::string>>(json, "last_lines");
   failure.step = Get<int64_t>(json, "step");
+  const Json* cascade = JsonFind(json, "cascade");
+  for (const Json& c : cascade != nullptr ? *cascade : Json::array()) {
+    failure.cascade.push_back(
+        {ParseFailureReason(Get<std::string>(c, "reason")).value_or(FailureReason::kInternal),
+         static_cast<int32_t>(Get<int64_t>(c, "rank", -1)), Get<std::string>(c, "node"),
+         Get<std::string>(c, "message")});
+  }
   return failure;
+}
+
+std::vector<std::string> TextsFromRow(const std::string& text) {
+  // Nearly always; parsing 100,000 of them would be seen in the start of the scheduler.
+  if (text == "[]") return {};
+  std::vector<std::string> out;
+  for (const Json& item : ParseOwn(text)) {
+    if (item.is_string()) out.push_back(item.get<std::string>());
+  }
+  return out;
 }
 
 double RealOrNan(const Query& row, int column) {
@@ -50,7 +67,16 @@ std::string ToRow(const std::map<std::string, std::string>& labels) {
   return DumpJson(json);
 }
 
+std::string ToRow(const std::vector<std::string>& texts) { return DumpJson(Json(texts)); }
+
 std::string ToRow(const FailureRecord& failure) {
+  Json cascade = Json::array();
+  for (const CascadeRecord& c : failure.cascade) {
+    cascade.push_back({{"reason", std::string(Name(c.reason))},
+                       {"rank", c.rank},
+                       {"node", c.node},
+                       {"message", c.message}});
+  }
   return DumpJson({{"reason", std::string(Name(failure.reason))},
                    {"message", failure.message},
                    {"rank", failure.rank},
@@ -58,7 +84,8 @@ std::string ToRow(const FailureRecord& failure) {
                    {"exit_code", failure.exit_code},
                    {"signal", failure.signal},
                    {"last_lines", failure.last_lines},
-                   {"step", failure.step}});
+                   {"step", failure.step},
+                   {"cascade", std::move(cascade)}});
 }
 
 std::string ToRow(const std::vector<int32_t>& devices) { return DumpJson(Json(devices)); }
@@ -76,7 +103,9 @@ const char kJobColumns[] =
     "seq, name, uid, project, display_name, labels, spec, recipe, num_ranks, cpu_only, "
     "max_retries, keep_last, resumable, version, state, pending, message, stop_target, "
     "stop_grace_ms, current_attempt, retries_used, backoff_ms, failure, validation_loss, "
-    "create_time, update_time, start_time, end_time";
+    "create_time, update_time, start_time, end_time, priority, max_run_time_ms, max_user_retries, "
+    "no_progress_limit, checkpoint_every, stop_reason, user_retries_used, no_progress, "
+    "progress_step, fingerprint, avoided, run_time_ms";
 
 JobRecord ReadJob(const Query& row) {
   JobRecord job;
@@ -104,7 +133,7 @@ JobRecord ReadJob(const Query& row) {
   job.stop_target = static_cast<StopTarget>(row.IntAt(c++));
   job.stop_grace = absl::Milliseconds(row.IntAt(c++));
   job.current_attempt = static_cast<int32_t>(row.IntAt(c++));
-  job.retries_used = static_cast<int32_t>(row.IntAt(c++));
+  job.retry.retries_used = static_cast<int32_t>(row.IntAt(c++));
   job.backoff = absl::Milliseconds(row.IntAt(c++));
   if (!row.IsNull(c)) job.failure = FailureFromRow(row.TextAt(c));
   ++c;
@@ -115,11 +144,51 @@ JobRecord ReadJob(const Query& row) {
   if (!row.IsNull(c)) job.start_time = TimeFromRow(row.IntAt(c));
   ++c;
   if (!row.IsNull(c)) job.end_time = TimeFromRow(row.IntAt(c));
+  ++c;
+  job.needs.priority = static_cast<int32_t>(row.IntAt(c++));
+  job.needs.max_run_time = absl::Milliseconds(row.IntAt(c++));
+  job.needs.max_user_retries = static_cast<int32_t>(row.IntAt(c++));
+  job.needs.no_progress_limit = static_cast<int32_t>(row.IntAt(c++));
+  job.needs.checkpoint_every = row.IntAt(c++);
+  job.stop_reason = static_cast<StopReason>(row.IntAt(c++));
+  job.retry.user_retries_used = static_cast<int32_t>(row.IntAt(c++));
+  job.retry.no_progress = static_cast<int32_t>(row.IntAt(c++));
+  job.retry.progress_step = row.IntAt(c++);
+  job.retry.fingerprint = row.TextAt(c++);
+  job.retry.avoided = TextsFromRow(row.TextAt(c++));
+  job.run_time = absl::Milliseconds(row.IntAt(c++));
+  return job;
+}
+
+const char kJobViewColumns[] =
+    "name, seq, version, state, pending, current_attempt, num_ranks, cpu_only, priority, "
+    "resumable, "
+    "backoff_ms, max_run_time_ms, run_time_ms, checkpoint_every, stop_grace_ms, avoided";
+
+JobView ReadJobView(const Query& row) {
+  JobView job;
+  int c = 0;
+  job.id = JobId(row.TextAt(c++));
+  job.seq = row.IntAt(c++);
+  job.version = row.IntAt(c++);
+  job.state = static_cast<JobState>(row.IntAt(c++));
+  job.pending = static_cast<PendingReason>(row.IntAt(c++));
+  job.attempt = static_cast<int32_t>(row.IntAt(c++));
+  job.num_ranks = static_cast<int32_t>(row.IntAt(c++));
+  job.cpu_only = row.IntAt(c++) != 0;
+  job.priority = static_cast<int32_t>(row.IntAt(c++));
+  job.resumable = row.IntAt(c++) != 0;
+  job.backoff = absl::Milliseconds(row.IntAt(c++));
+  job.max_run_time = absl::Milliseconds(row.IntAt(c++));
+  job.run_time = absl::Milliseconds(row.IntAt(c++));
+  job.checkpoint_every = row.IntAt(c++);
+  job.stop_grace = absl::Milliseconds(row.IntAt(c++));
+  for (std::string& node : TextsFromRow(row.TextAt(c++))) job.avoided.emplace_back(std::move(node));
   return job;
 }
 
 const char kAttemptColumns[] =
-    "job, number, state, started, resume_from, failure, create_time, end_time";
+    "job, number, state, started, resume_from, failure, create_time, end_time, stop_reason";
 
 AttemptRecord ReadAttempt(const Query& row) {
   AttemptRecord attempt;
@@ -130,6 +199,7 @@ AttemptRecord ReadAttempt(const Query& row) {
   if (!row.IsNull(5)) attempt.failure = FailureFromRow(row.TextAt(5));
   attempt.create_time = TimeFromRow(row.IntAt(6));
   if (!row.IsNull(7)) attempt.end_time = TimeFromRow(row.IntAt(7));
+  attempt.stop_reason = static_cast<StopReason>(row.IntAt(8));
   return attempt;
 }
 
@@ -176,7 +246,7 @@ CheckpointRecord ReadCheckpoint(const Query& row) {
 
 const char kNodeColumns[] =
     "name, incarnation, boot_id, address, version, devices, lost, acknowledged_report, "
-    "state_folder";
+    "state_folder, scheduling, scheduling_message";
 
 NodeRecord ReadNode(const Query& row) {
   NodeRecord node;
@@ -193,6 +263,8 @@ NodeRecord ReadNode(const Query& row) {
   node.lost = row.IntAt(6) != 0;
   node.acknowledged_report = row.IntAt(7);
   node.state_folder = row.TextAt(8);
+  node.scheduling = static_cast<NodeScheduling>(row.IntAt(9));
+  node.scheduling_message = row.TextAt(10);
   return node;
 }
 

@@ -1,4 +1,4 @@
-// Opening, and all reads. Writes are in jobs.cc, gangs.cc and checkpoints.cc.
+// Opening, and reads of jobs and their histories. scheduling.cc and nodes.cc have their own.
 #include "server/store/store.h"
 
 #include <errno.h>
@@ -60,6 +60,11 @@ void ChangeSet::Merge(ChangeSet&& other) {
   jobs.merge(other.jobs);
   nodes.merge(other.nodes);
   schedule = schedule || other.schedule;
+  scheduling_jobs.merge(other.scheduling_jobs);
+  scheduling_nodes.merge(other.scheduling_nodes);
+  steps.insert(steps.end(), other.steps.begin(), other.steps.end());
+  committed_steps.insert(committed_steps.end(), other.committed_steps.begin(),
+                         other.committed_steps.end());
   job_changes.insert(job_changes.end(), std::make_move_iterator(other.job_changes.begin()),
                      std::make_move_iterator(other.job_changes.end()));
   attempt_changes.insert(attempt_changes.end(),

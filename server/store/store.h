@@ -25,6 +25,7 @@
 #include "base/fd.h"
 #include "server/plan.h"
 #include "server/records.h"
+#include "server/snapshot.h"
 
 namespace switchyard {
 
@@ -47,10 +48,21 @@ struct AttemptChange {
   AttemptState to = AttemptState::kReserved;
   FailureReason failure = FailureReason::kNone;
 };
+struct StepChange {
+  AttemptId attempt;
+  int64_t step = 0;
+  double step_seconds = 0;
+  int32_t slow_rank = -1;
+  double slow_ratio = 0;
+};
 struct ChangeSet {
-  std::set<JobId> jobs;    // records, events, steps or logs
-  std::set<NodeId> nodes;  // orders
-  bool schedule = false;   // something to place, or room to place it
+  std::set<JobId> jobs;               // records, events, steps or logs
+  std::set<NodeId> nodes;             // orders
+  bool schedule = false;              // something to place, or room to place it
+  std::set<JobId> scheduling_jobs;    // of `jobs`, those whose row or devices changed
+  std::set<NodeId> scheduling_nodes;  // whose own row changed
+  std::vector<StepChange> steps;
+  std::vector<std::pair<JobId, int64_t>> committed_steps;  // checkpoints
   std::vector<JobChange> job_changes;
   std::vector<AttemptChange> attempt_changes;
   int64_t stale_reports = 0;
@@ -131,7 +143,8 @@ class Store {
   int64_t epoch() const { return epoch_; }
   const std::string& database_uuid() const { return uuid_; }
 
-  // Who is told of commits, on the writer's thread. At most once, before the first write.
+  // Who is told of commits, on the writer's thread, in the order of the calls. Lives as long as the
+  // store.
   void Subscribe(std::function<void(const ChangeSet&)> listener);
 
   // --- jobs -------------------------------------------------------------------------------------
@@ -139,7 +152,12 @@ class Store {
   absl::StatusOr<JobRecord> CreateJob(const JobRecord& job, const RequestKey& key);
   // Errors: NotFound; FailedPrecondition JOB_FINAL.
   absl::StatusOr<JobRecord> CancelJob(const JobId& id, absl::Duration grace, const RequestKey& key);
+  // With a checkpoint. Errors: NotFound; FailedPrecondition JOB_FINAL or NOT_RESUMABLE.
+  absl::StatusOr<JobRecord> PauseJob(const JobId& id, absl::Duration grace, const RequestKey& key);
+  // Errors: NotFound; FailedPrecondition JOB_FINAL.
+  absl::StatusOr<JobRecord> ResumeJob(const JobId& id, const RequestKey& key);
   absl::StatusOr<JobRecord> GetJob(const JobId& id);
+  absl::StatusOr<std::vector<ConditionRecord>> ListConditions(const JobId& id);
   absl::StatusOr<std::vector<JobRecord>> ListJobs(const JobFilter& filter);
   absl::StatusOr<std::vector<AttemptRecord>> ListAttempts(const JobId& id);
   absl::StatusOr<std::vector<EventRecord>> ReadEvents(const JobId& id, int64_t after_job_seq,
@@ -157,11 +175,34 @@ class Store {
   // --- scheduling -------------------------------------------------------------------------------
   absl::StatusOr<std::vector<JobRecord>> JobsIn(std::vector<JobState> states);  // oldest first
   absl::StatusOr<std::vector<Reservation>> Reservations();
+  // Jobs that wait or hold devices, with their open parts; by id.
+  absl::StatusOr<std::vector<JobView>> ViewJobs();
+  // These jobs, whatever their states; those that are not there are left out.
+  absl::StatusOr<std::vector<JobView>> ViewJobs(const std::set<JobId>& ids);
+  // Adds to the time that each attempt has held devices; stops jobs that have reached their limit.
+  absl::Status AddRunTime(const std::map<AttemptId, absl::Duration>& held);
+  // Those about live jobs, with an event when one is set anew or cleared.
+  absl::Status SetConditions(const std::vector<ConditionChange>& changes);
   // Carries out what still rests on the right versions; the rest is left for the next plan.
   absl::Status Apply(const Plan& plan);
 
   // --- agents -----------------------------------------------------------------------------------
   absl::StatusOr<std::vector<NodeRecord>> ListNodes();
+  // Errors: NotFound NODE_NOT_FOUND.
+  absl::StatusOr<NodeRecord> GetNode(const NodeId& node);
+  absl::StatusOr<std::vector<AttemptId>> OpenAttempts(const NodeId& node);
+  absl::StatusOr<int64_t> CountReservations(const NodeId& node);
+  // An operator's act, with its audit row. Draining also stops the gangs on the node, to the queue.
+  // Errors: NotFound NODE_NOT_FOUND.
+  absl::StatusOr<NodeRecord> SetNodeScheduling(const NodeId& node, NodeScheduling scheduling,
+                                               absl::Duration grace, const std::string& actor,
+                                               const std::string& message);
+  // The operator says that nothing runs there; the caller has made sure that it is not heard from.
+  // Errors: NotFound NODE_NOT_FOUND.
+  absl::StatusOr<NodeRecord> ConfirmNodeDead(const NodeId& node, const std::string& actor,
+                                             const std::string& message);
+  // Newest first; those before `before_seq` (0: all).
+  absl::StatusOr<std::vector<AuditRecord>> ListAudit(int64_t before_seq, int limit);
   // Stores the node. With a new incarnation, parts that ran under the old one and are not in `live`
   // are lost; parts not yet started are prepared again.
   absl::StatusOr<RegisterResult> RegisterNode(const NodeRecord& node,
@@ -193,6 +234,9 @@ class Store {
   // COMMITTING -> COMMITTED with its event, or -> DROPPED with `error`.
   absl::StatusOr<CheckpointRecord> EndCheckpoint(const CheckpointRecord& checkpoint,
                                                  const absl::Status& error);
+  // A committed checkpoint whose files no longer verify: dropped with its event, so that it is not
+  // resumed from and the step can be committed again.
+  absl::Status RejectCheckpoint(const CheckpointRecord& checkpoint, const std::string& why);
   // Marks what job.checkpoint.keep_last does not keep as DELETED and answers it; the caller removes
   // the folders. Kept are the last ones committed, whatever their steps, and the one that the open
   // attempt resumed from.
@@ -208,6 +252,10 @@ class Store {
 
  private:
   Store(StoreOptions options, Clock& clock);
+  // One change of one job, once per request.
+  absl::StatusOr<JobRecord> ChangeJob(
+      const JobId& id, const RequestKey& key,
+      const std::function<absl::Status(Transaction&, JobRecord)>& change);
   absl::Status Read(const std::function<absl::Status(Database&)>& body);
 
   const StoreOptions options_;

@@ -268,6 +268,7 @@ TEST_F(StoreTest, TheFirstFailureIsKeptAndTheRestIsStopped) {
   Report("a", {Say("a", attempt, FinishedReport{false, false, cascade})});
   Report("b", {Say("b", attempt, FinishedReport{false, false, first})});
   EXPECT_EQ(Get(job).state, JobState::kFailed);
+  first.cascade = {{FailureReason::kNcclError, -1, "", ""}};
   EXPECT_EQ(Get(job).failure, first);
 }
 
@@ -278,7 +279,7 @@ TEST_F(StoreTest, ALostNodeIsRetriedWhileRetriesAreLeft) {
   ASSERT_THAT(store_->NodeLost(NodeId("a"), Incarnation("i-a")), IsOk());
   EXPECT_EQ(Get(job).state, JobState::kQueued);
   EXPECT_EQ(Get(job).pending, PendingReason::kRetryBackoff);
-  EXPECT_EQ(Get(job).retries_used, 1);
+  EXPECT_EQ(Get(job).retry.retries_used, 1);
   EXPECT_EQ(Get(job).backoff, absl::Seconds(10));
   EXPECT_EQ(store_->ListAttempts(job.id)->at(0).state, AttemptState::kLost);
   EXPECT_THAT(store_->TakeOrders(NodeId("a"), Incarnation("i-a")),

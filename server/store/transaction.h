@@ -25,6 +25,7 @@ struct JobMove {
   JobState to;
   std::string message = {};
   StopTarget stop_target = StopTarget::kNone;             // for STOPPING
+  StopReason stop_reason = StopReason::kNone;             // for STOPPING
   absl::optional<FailureRecord> failure = absl::nullopt;  // for FAILED
   PendingReason pending = PendingReason::kNone;           // for QUEUED
   absl::Duration backoff = absl::ZeroDuration();          // for QUEUED
@@ -38,6 +39,17 @@ absl::Status MoveJob(Transaction& tx, JobRecord& job, const JobMove& move);
 absl::Status MoveAttempt(Transaction& tx, const JobRecord& job, AttemptRecord& attempt,
                          AttemptState to, const absl::optional<FailureRecord>& failure,
                          const std::string& message);
+
+// Moves a job that is STARTING or RUNNING to STOPPING and tells its gang.
+absl::Status StopGang(Transaction& tx, JobRecord& job, StopTarget target, StopReason reason,
+                      absl::Duration grace, const std::string& message);
+
+// Ends all conditions of a job that has no live attempt any more, with an event each.
+absl::Status ClearConditions(Transaction& tx, const JobRecord& job);
+
+// One row of the audit log.
+absl::Status AddAudit(Transaction& tx, const std::string& actor, absl::string_view action,
+                      const std::string& target, const std::string& message);
 
 // Stores phase, port and outcome; a part that ended lets go of its devices.
 absl::Status UpdatePlacement(Transaction& tx, const PlacementRecord& p);
@@ -56,6 +68,12 @@ absl::StatusOr<AttemptRecord> LoadAttempt(Database& db, const AttemptId& id);
 absl::StatusOr<std::vector<PlacementRecord>> LoadPlacements(Database& db, const AttemptId& id);
 // Aborted STALE_INCARNATION unless `incarnation` is the node's stored one.
 absl::Status CheckIncarnation(Database& db, const NodeId& node, const Incarnation& incarnation);
+// Errors: NotFound NODE_NOT_FOUND.
+absl::StatusOr<NodeRecord> LoadNode(Database& db, const NodeId& node);
+// Attempts with an open part on the node, oldest job first.
+absl::StatusOr<std::vector<AttemptId>> OpenAttemptsOf(Database& db, const NodeId& node);
+// The node is gone for good: closes its parts of all attempts.
+absl::Status LoseNode(Transaction& tx, const NodeId& node, const std::string& why);
 // The node's open part of the attempt. Errors: Aborted STALE_ATTEMPT.
 absl::StatusOr<PlacementRecord> LoadOpenPlacement(Database& db, const NodeId& node,
                                                   const AttemptId& id);

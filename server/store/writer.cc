@@ -61,12 +61,7 @@ Writer::~Writer() {
 absl::Status Writer::Write(std::function<absl::Status(Transaction&)> body) {
   Request request{std::move(body), absl::OkStatus(), false};
   if (options_.inline_writes) {
-    std::function<void(const ChangeSet&)> listener;
-    {
-      absl::MutexLock lock(&mu_);
-      listener = listener_;
-    }
-    Serve({&request}, listener);
+    Serve({&request});
     return request.result;
   }
   absl::MutexLock lock(&mu_);
@@ -78,13 +73,12 @@ absl::Status Writer::Write(std::function<absl::Status(Transaction&)> body) {
 
 void Writer::Subscribe(std::function<void(const ChangeSet&)> listener) {
   absl::MutexLock lock(&mu_);
-  listener_ = std::move(listener);
+  listeners_.push_back(std::move(listener));
 }
 
 void Writer::Loop(const StopToken&) {
   while (true) {
     std::deque<Request*> group;
-    std::function<void(const ChangeSet&)> listener;
     {
       absl::MutexLock lock(&mu_);
       mu_.Await(absl::Condition(this, &Writer::HasWork));
@@ -93,16 +87,14 @@ void Writer::Loop(const StopToken&) {
         group.push_back(queue_.front());
         queue_.pop_front();
       }
-      listener = listener_;
     }
-    Serve(group, listener);
+    Serve(group);
     absl::MutexLock lock(&mu_);
     for (Request* request : group) request->done = true;
   }
 }
 
-void Writer::Serve(const std::deque<Request*>& group,
-                   const std::function<void(const ChangeSet&)>& listener) {
+void Writer::Serve(const std::deque<Request*>& group) {
   ChangeSet changes;
   const absl::Duration start = clock_.Monotonic();
   const absl::Status commit = RunGroup(group, changes);
@@ -111,7 +103,12 @@ void Writer::Serve(const std::deque<Request*>& group,
   }
   if (commit.ok()) {
     LogChanges(changes);
-    if (listener) listener(changes);
+    std::vector<std::function<void(const ChangeSet&)>> listeners;
+    {
+      absl::MutexLock lock(&mu_);
+      listeners = listeners_;
+    }
+    for (const auto& listener : listeners) listener(changes);
     return;
   }
   for (Request* request : group) request->result = commit;

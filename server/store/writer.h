@@ -6,6 +6,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -32,8 +33,7 @@ class Writer {
   };
   void Loop(const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
   // Commits the group, tells the listener, and sets the results (not `done`).
-  void Serve(const std::deque<Request*>& group,
-             const std::function<void(const ChangeSet&)>& listener);
+  void Serve(const std::deque<Request*>& group) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status RunGroup(const std::deque<Request*>& group, ChangeSet& changes);
   absl::Status RunOne(Request& request, ChangeSet& changes);
   bool HasWork() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); }
@@ -46,7 +46,7 @@ class Writer {
   absl::Mutex mu_;
   std::deque<Request*> queue_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::function<void(const ChangeSet&)> listener_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::function<void(const ChangeSet&)>> listeners_ ABSL_GUARDED_BY(mu_);
 
   Thread thread_;
 };
