@@ -498,8 +498,9 @@ AgentActions AgentCore::OnReportsDrained(const AttemptId& id) {
   AgentActions actions;
   const Attempt* attempt = Find(id);
   if (attempt == nullptr || attempt->phase != Phase::kEnded) return actions;
-  // Should it fail, the attempt's end is found, and reported, once more after a start of the agent.
-  Remember({JournalRecord::Kind::kForget, id, absl::ZeroDuration(), ""}).IgnoreError();
+  // Should it fail, what is left of the attempt stays, and the next call tries again: an agent that
+  // remembers the order and finds nothing of it would carry it out a second time.
+  if (!Remember({JournalRecord::Kind::kForget, id, absl::ZeroDuration(), ""}).ok()) return actions;
   attempts_.erase(id);
   actions.push_back(ForgetAttempt{id});
   return actions;

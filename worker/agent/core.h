@@ -208,7 +208,8 @@ class AgentCore {
   // No process of the attempt is left, and its devices are free (or are withheld).
   AgentActions OnEnded(const AttemptId& id, v1::Finished finished);
   AgentActions OnNothingToAdopt(const AttemptId& id);
-  // All reports of an ended attempt are acknowledged.
+  // All reports of an ended attempt are acknowledged. Nothing follows while the journal fails: call
+  // again.
   AgentActions OnReportsDrained(const AttemptId& id);
   // Devices that a foreign process holds, or a broken one: not offered. Registers again on a
   // change.

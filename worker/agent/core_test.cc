@@ -284,6 +284,19 @@ TEST_F(AgentCoreTest, EndThatIsInTheSpoolIsNotReportedTwice) {
   EXPECT_THAT(journal_.memory.attempts, IsEmpty());
 }
 
+// Found by the simulation (seed 33): what was left of the attempt went, its order stayed in the
+// journal, and the next life of the agent ran the gang a second time.
+TEST_F(AgentCoreTest, AttemptIsForgottenOnlyTogetherWithItsOrder) {
+  Register();
+  Run(1);
+  core_->OnEnded(Id(1), Succeeded());
+  journal_.full = true;
+  EXPECT_THAT(core_->OnReportsDrained(Id(1)), IsEmpty());
+  EXPECT_THAT(core_->AnsweredFor(), ElementsAre(Id(1)));
+  journal_.full = false;
+  EXPECT_THAT(Words(core_->OnReportsDrained(Id(1))), ElementsAre("Forget 1"));
+}
+
 TEST_F(AgentCoreTest, OlderEpochIsRefused) {
   Register(kStart, 5);
   v1::SessionResponse order;
