@@ -31,3 +31,15 @@ foreach(_header IN ITEMS ${SY_CUTLASS_DIR}/cute/tensor.hpp ${SY_CUDNN_FRONTEND_D
       "-DSY_CUTLASS_DIR=... and -DSY_CUDNN_FRONTEND_DIR=..., or configure with -DSY_CUDA=OFF.")
   endif()
 endforeach()
+# What the trainer's operations call besides ATen; LibTorch loads the same files.
+set(SY_CUDA_LIBRARIES "")
+foreach(_name IN ITEMS cudnn.so.9 cublas.so.13 nvrtc.so.13 cudart.so.13)
+  string(REGEX REPLACE "[.].*" "" _short ${_name})
+  string(TOUPPER "SY_${_short}_LIBRARY" _variable)
+  find_library(${_variable} NAMES lib${_name} HINTS ${_site}/nvidia/cudnn/lib ${_site}/nvidia/cu13/lib)
+  if(NOT ${_variable})
+    message(FATAL_ERROR "CUDA: lib${_name} is in none of the usual places, nor in ${_site}/nvidia. Run "
+      "deploy/setup --cuda, or give -D${_variable}=..., or configure with -DSY_CUDA=OFF.")
+  endif()
+  list(APPEND SY_CUDA_LIBRARIES ${${_variable}})
+endforeach()

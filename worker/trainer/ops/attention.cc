@@ -6,7 +6,11 @@
 #include <limits>
 #include <optional>
 
+#include "worker/trainer/ops/attention_composed.h"
 #include "worker/trainer/ops/dtype.h"
+#ifdef SY_CUDA
+#include "worker/trainer/ops/attention_cuda.h"
+#endif
 
 namespace switchyard::ops {
 namespace {
@@ -79,12 +83,9 @@ at::Tensor OrEmpty(const at::Tensor& tensor, const at::Tensor& like) {
   return tensor;
 }
 
-}  // namespace
-
-AttentionOutput AttentionForward(const at::Tensor& q_TNd, const at::Tensor& k_TMd,
-                                 const at::Tensor& v_TMd, const AttentionPlan& plan, double scale,
-                                 int64_t window) {
-  Check(q_TNd, k_TMd, v_TMd, plan);
+AttentionOutput CpuForward(const at::Tensor& q_TNd, const at::Tensor& k_TMd,
+                           const at::Tensor& v_TMd, const AttentionPlan& plan, double scale,
+                           int64_t window) {
   const int64_t repeats = q_TNd.size(1) / k_TMd.size(1);
   AttentionOutput out;
   out.out_TNd = at::empty(q_TNd.sizes(), q_TNd.options());
@@ -101,11 +102,10 @@ AttentionOutput AttentionForward(const at::Tensor& q_TNd, const at::Tensor& k_TM
   return out;
 }
 
-AttentionGradients AttentionBackward(const at::Tensor& dout_TNd, const at::Tensor& q_TNd,
-                                     const at::Tensor& k_TMd, const at::Tensor& v_TMd,
-                                     const AttentionOutput& saved, const AttentionPlan& plan,
-                                     double scale, int64_t window, AttentionGradients into) {
-  Check(q_TNd, k_TMd, v_TMd, plan);
+AttentionGradients CpuBackward(const at::Tensor& dout_TNd, const at::Tensor& q_TNd,
+                               const at::Tensor& k_TMd, const at::Tensor& v_TMd,
+                               const AttentionOutput& saved, const AttentionPlan& plan,
+                               double scale, int64_t window, const AttentionGradients& into) {
   const int64_t repeats = q_TNd.size(1) / k_TMd.size(1);
   AttentionGradients out{OrEmpty(into.dq_TNd, q_TNd), OrEmpty(into.dk_TMd, k_TMd),
                          OrEmpty(into.dv_TMd, v_TMd)};
@@ -122,6 +122,64 @@ AttentionGradients AttentionBackward(const at::Tensor& dout_TNd, const at::Tenso
     FromSlots(FoldHeads(dk, repeats), batch, out.dk_TMd);
     FromSlots(FoldHeads(dv, repeats), batch, out.dv_TMd);
   }
+  return out;
+}
+
+#ifdef SY_CUDA
+// As the kernels read it: dense heads, 16-byte alignment. A copy only where it is not.
+at::Tensor ForKernels(const at::Tensor& x_TNd) {
+  const bool fits = x_TNd.stride(2) == 1 && x_TNd.stride(1) == x_TNd.size(2) &&
+                    x_TNd.stride(0) % 8 == 0 &&
+                    reinterpret_cast<uintptr_t>(x_TNd.data_ptr()) % 16 == 0;
+  return fits ? x_TNd : x_TNd.clone(at::MemoryFormat::Contiguous);
+}
+#endif
+
+// Moves what a backend computed to where the caller wants it.
+void Deliver(const at::Tensor& wanted, at::Tensor& computed) {
+  if (!wanted.defined() || wanted.is_same(computed)) return;
+  wanted.copy_(computed);
+  computed = wanted;
+}
+
+}  // namespace
+
+AttentionOutput AttentionForward(const at::Tensor& q_TNd, const at::Tensor& k_TMd,
+                                 const at::Tensor& v_TMd, const AttentionPlan& plan, double scale,
+                                 int64_t window) {
+  Check(q_TNd, k_TMd, v_TMd, plan);
+  if (q_TNd.is_cpu()) return CpuForward(q_TNd, k_TMd, v_TMd, plan, scale, window);
+#ifdef SY_CUDA
+  if (q_TNd.scalar_type() == at::kBFloat16 && plan.num_tokens > 0) {
+    return on_cuda::AttentionForward(
+        {ForKernels(q_TNd), ForKernels(k_TMd), ForKernels(v_TMd), plan, scale, window});
+  }
+#endif
+  return ComposedAttentionForward(q_TNd, k_TMd, v_TMd, plan, scale, window);
+}
+
+AttentionGradients AttentionBackward(const at::Tensor& dout_TNd, const at::Tensor& q_TNd,
+                                     const at::Tensor& k_TMd, const at::Tensor& v_TMd,
+                                     const AttentionOutput& saved, const AttentionPlan& plan,
+                                     double scale, int64_t window, AttentionGradients into) {
+  Check(q_TNd, k_TMd, v_TMd, plan);
+  if (q_TNd.is_cpu()) {
+    return CpuBackward(dout_TNd, q_TNd, k_TMd, v_TMd, saved, plan, scale, window, into);
+  }
+  AttentionGradients out;
+#ifdef SY_CUDA
+  if (q_TNd.scalar_type() == at::kBFloat16 && plan.num_tokens > 0) {
+    out = on_cuda::AttentionBackward(
+        {ForKernels(q_TNd), ForKernels(k_TMd), ForKernels(v_TMd), plan, scale, window},
+        ForKernels(dout_TNd), saved);
+  }
+#endif
+  if (!out.dq_TNd.defined()) {
+    out = ComposedAttentionBackward(dout_TNd, q_TNd, k_TMd, v_TMd, saved, plan, scale, window);
+  }
+  Deliver(into.dq_TNd, out.dq_TNd);
+  Deliver(into.dk_TMd, out.dk_TMd);
+  Deliver(into.dv_TMd, out.dv_TMd);
   return out;
 }
 

@@ -23,7 +23,8 @@ constexpr int64_t AttentionLengthBucket(int64_t longest) { return PowerOfTwoAtLe
 // Of the tokens of a micro-batch: up to an eighth more than there are. Sizes only the workspace of
 // the backward.
 constexpr int64_t AttentionTokensBucket(int64_t tokens) {
-  const int64_t unit = PowerOfTwoAtLeast(tokens, 1024) / 8;
+  const uint64_t least = tokens < 1024 ? 1024 : static_cast<uint64_t>(tokens);
+  const int64_t unit = static_cast<int64_t>(std::bit_floor(least)) / 8;
   return (tokens + unit - 1) / unit * unit;
 }
 

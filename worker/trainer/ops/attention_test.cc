@@ -8,6 +8,8 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/trainer/ops/attention_buckets.h"
+#include "worker/trainer/ops/attention_composed.h"
 
 namespace switchyard::ops {
 namespace {
@@ -89,6 +91,25 @@ TEST(AttentionPlanTest, RefusesDescendingEnds) {
       ThrowsMessage<c10::Error>(HasSubstr("start at 0")));
 }
 
+TEST(AttentionBucketsTest, AreFewAndNotMuchLarger) {
+  EXPECT_EQ(AttentionDocumentsBucket(0), 16);
+  EXPECT_EQ(AttentionDocumentsBucket(17), 32);
+  EXPECT_EQ(AttentionLengthBucket(1), 128);
+  EXPECT_EQ(AttentionLengthBucket(4096), 4096);
+  EXPECT_EQ(AttentionLengthBucket(4097), 8192);
+  EXPECT_EQ(AttentionTokensBucket(8100), 8192);
+  int64_t last = 0, buckets = 0;
+  for (int64_t tokens = 1; tokens <= 40000; ++tokens) {
+    const int64_t bucket = AttentionTokensBucket(tokens);
+    ASSERT_GE(bucket, tokens);
+    ASSERT_GE(bucket, last);
+    ASSERT_LE(8 * (bucket - tokens), tokens + 1024);
+    buckets += bucket > last ? 1 : 0;
+    last = bucket;
+  }
+  EXPECT_LT(buckets, 60);
+}
+
 struct Shape {
   std::vector<int64_t> lengths;
   int64_t heads, kv_heads, d, window;
@@ -137,12 +158,50 @@ TEST_P(AttentionTest, BackwardEqualsFiniteDifferences) {
   EXPECT_NEAR((g.dv_TMd * ev).sum().item<double>(), slope(0, 0, 1), 1e-6);
 }
 
+// The composition is what GPUs are tested against.
+TEST_P(AttentionTest, EqualsTheComposition) {
+  const Shape& s = GetParam();
+  const std::vector<int64_t> ends = Ends(s.lengths);
+  const Inputs in = Draw(ends.back(), s.heads, s.kv_heads, s.d, at::kDouble);
+  const AttentionPlan plan = MakeAttentionPlan(ends);
+  const AttentionOutput a = AttentionForward(in.q, in.k, in.v, plan, 0.3, s.window);
+  const AttentionOutput b = ComposedAttentionForward(in.q, in.k, in.v, plan, 0.3, s.window);
+  EXPECT_TRUE(at::allclose(a.out_TNd, b.out_TNd, 1e-11, 1e-12));
+  EXPECT_TRUE(at::allclose(a.log_sum_exp_TN, b.log_sum_exp_TN, 1e-11, 1e-12));
+  const AttentionGradients c = AttentionBackward(in.dout, in.q, in.k, in.v, a, plan, 0.3, s.window);
+  const AttentionGradients d =
+      ComposedAttentionBackward(in.dout, in.q, in.k, in.v, b, plan, 0.3, s.window);
+  EXPECT_TRUE(at::allclose(c.dq_TNd, d.dq_TNd, 1e-10, 1e-12));
+  EXPECT_TRUE(at::allclose(c.dk_TMd, d.dk_TMd, 1e-10, 1e-12));
+  EXPECT_TRUE(at::allclose(c.dv_TMd, d.dv_TMd, 1e-10, 1e-12));
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest,
                          testing::Values(Shape{{}, 2, 2, 8, 0}, Shape{{1}, 2, 2, 8, 0},
                                          Shape{{7}, 4, 2, 6, 0}, Shape{{5, 5, 5}, 4, 1, 8, 0},
                                          Shape{{2, 19, 1, 0, 18, 17, 3}, 6, 2, 10, 0},
                                          Shape{{2, 19, 1, 18, 3}, 2, 1, 8, 4},
                                          Shape{{9}, 2, 2, 8, 1}, Shape{{70}, 2, 1, 16, 33}));
+
+TEST(AttentionTest, GradientsGoWhereTheyAreWanted) {
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{9, 9}, {3, 11, 4}}) {
+    const AttentionPlan plan = MakeAttentionPlan(Ends(lengths));
+    const Inputs in = Draw(18, 4, 2, 8, at::kFloat);
+    const AttentionOutput out = AttentionForward(in.q, in.k, in.v, plan, 0.2, 0);
+    const AttentionGradients want = AttentionBackward(in.dout, in.q, in.k, in.v, out, plan, 0.2, 0);
+    const at::Tensor fused = at::full({18, 8, 8}, 7.0f);
+    AttentionGradients into;
+    into.dv_TMd = fused.narrow(1, 6, 2);
+    const AttentionGradients got =
+        AttentionBackward(in.dout, in.q, in.k, in.v, out, plan, 0.2, 0, into);
+    EXPECT_TRUE(at::equal(fused.narrow(1, 6, 2), want.dv_TMd));
+    EXPECT_TRUE(at::equal(fused.narrow(1, 0, 6), at::full({18, 6, 8}, 7.0f)));
+    EXPECT_TRUE(at::equal(got.dq_TNd, want.dq_TNd));
+    into.dv_TMd = fused.narrow(1, 5, 3);
+    EXPECT_THAT([&] { AttentionBackward(in.dout, in.q, in.k, in.v, out, plan, 0.2, 0, into); },
+                ThrowsMessage<c10::Error>(HasSubstr("a gradient")));
+  }
+}
 
 TEST(AttentionTest, GivesTheSameBitsTwice) {
   const std::vector<int64_t> ends = Ends({33, 64, 5, 40, 41, 39, 61});

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 
 #include "worker/trainer/ops/dtype.h"
+#ifdef SY_CUDA
+#include "worker/trainer/ops/linear_cuda.h"
+#endif
 
 namespace switchyard::ops {
 namespace {
@@ -47,6 +50,11 @@ void LinearBackwardWeight(const at::Tensor& dy_RO, const at::Tensor& x_RI, at::T
                   dweight_OI.size(1) == x_RI.size(1),
               "linear: dy ", dy_RO.sizes(), " and x ", x_RI.sizes(), " do not fit dweight ",
               dweight_OI.sizes());
+#ifdef SY_CUDA
+  if (on_cuda::ServesLinearBackwardWeight(dy_RO, x_RI, dweight_OI)) {
+    return on_cuda::LinearBackwardWeight(dy_RO, x_RI, dweight_OI, accumulate);
+  }
+#endif
   const at::ScalarType type = dweight_OI.scalar_type();
   if (c10::promoteTypes(dy_RO.scalar_type(), type) != type) {  // single precision into bf16
     const at::Tensor product_OI = at::mm(dy_RO.t(), x_RI.to(dy_RO.scalar_type()));
