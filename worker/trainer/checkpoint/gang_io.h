@@ -20,6 +20,8 @@ class OpenFiles {
   // `flags` as of open(2).
   OpenFiles(std::string folder, std::vector<std::string> names, int flags);
 
+  // Opens a file that ReadAt or WriteAt would open. Then several threads may read it.
+  absl::Status Open(int file);
   // All bytes or an error, through EINTR and short transfers. DataLoss: the file ends too early.
   absl::Status ReadAt(int file, uint64_t offset, void* data, size_t bytes);
   absl::Status WriteAt(int file, uint64_t offset, const void* data, size_t bytes);
@@ -27,8 +29,6 @@ class OpenFiles {
   absl::Status Sync();
 
  private:
-  absl::Status Open(int file);
-
   std::string folder_;
   std::vector<std::string> names_;
   int flags_;

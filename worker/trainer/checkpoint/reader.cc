@@ -1,10 +1,8 @@
 #include "worker/trainer/checkpoint/reader.h"
 
 #include <ATen/ATen.h>
-#include <fcntl.h>
 
 #include <algorithm>
-#include <functional>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -16,52 +14,29 @@
 #include "worker/trainer/checkpoint/or_throw.h"
 #include "worker/trainer/checkpoint/output_plan.h"
 #include "worker/trainer/checkpoint/reshard.h"
+#include "worker/trainer/checkpoint/staged_reader.h"
 
 namespace switchyard {
 namespace {
 
-constexpr int64_t kChunkElements = 4 << 20;
-
-at::ScalarType TorchDtype(TensorDtype dtype) {
-  switch (dtype) {
-    case TensorDtype::kF32:
-      return at::kFloat;
-    case TensorDtype::kBf16:
-      return at::kBFloat16;
-    case TensorDtype::kF16:
-      return at::kHalf;
-    case TensorDtype::kI16:
-      return at::kShort;
-    default:
-      TORCH_CHECK(false, "bug: no tensors of dtype ", std::string(DtypeName(dtype)), " are read");
-  }
-}
-
-// Calls `use(first, values)` for pieces of the shard's ranges: values [n] on the CPU, in the file's
-// dtype, belong at elements [first, first + n) of the shard.
-absl::Status ReadRanges(OpenFiles& files, const TensorFiles& saved, absl::string_view suffix,
-                        bool optional, const BucketShard& shard,
-                        const std::function<void(int64_t, const at::Tensor&)>& use) {
+// Has `use` called for all pieces of the shard's ranges (staged_reader.h).
+absl::Status ReadRanges(StagedReader& reader, const TensorFiles& saved, absl::string_view suffix,
+                        bool optional, const BucketShard& shard, const StagedReader::Use& use) {
   ASSIGN_OR_RETURN(const std::vector<CopyRange> ranges,
                    Reshard(saved, suffix, optional, shard.layout, shard.begin, shard.end));
-  for (const CopyRange& range : ranges) {
-    const int64_t element_bytes = DtypeBits(range.dtype) / 8;
-    for (int64_t done = 0; done < range.count; done += kChunkElements) {
-      const int64_t n = std::min(kChunkElements, range.count - done);
-      at::Tensor values = at::empty({n}, TorchDtype(range.dtype));
-      RETURN_IF_ERROR(files.ReadAt(range.file, range.offset + done * element_bytes,
-                                   values.data_ptr(), static_cast<size_t>(n * element_bytes)));
-      use(range.shard_begin + done, values);
-    }
-  }
+  for (const CopyRange& range : ranges) RETURN_IF_ERROR(reader.Read(range, use));
   return absl::OkStatus();
 }
 
+at::Device DeviceOf(const std::vector<BucketShard>& shards) {
+  return shards.empty() ? at::Device(at::kCPU) : shards[0].weights.device();
+}
+
 absl::Status ReadWeights(const TensorFiles& saved, const std::vector<BucketShard>& shards) {
-  OpenFiles files(saved.folder, saved.files, O_RDONLY);
+  StagedReader reader(saved.folder, saved.files, DeviceOf(shards));
   for (const BucketShard& shard : shards) {
     RETURN_IF_ERROR(ReadRanges(
-        files, saved, "", false, shard, [&shard](int64_t first, const at::Tensor& values) {
+        reader, saved, "", false, shard, [&shard](int64_t first, const at::Tensor& values) {
           at::Tensor weights = shard.weights.narrow(0, first, values.numel());
           if (!shard.remainder.defined()) {
             weights.copy_(values);
@@ -72,34 +47,33 @@ absl::Status ReadWeights(const TensorFiles& saved, const std::vector<BucketShard
           shard.remainder.narrow(0, first, values.numel()).copy_(parts.remainder);
         }));
   }
-  return absl::OkStatus();
+  return reader.Finish();
 }
 
 absl::Status ReadOptimizer(const TensorFiles& saved, const std::vector<BucketShard>& shards) {
-  OpenFiles files(saved.folder, saved.files, O_RDONLY);
+  StagedReader reader(saved.folder, saved.files, DeviceOf(shards));
   for (const BucketShard& shard : shards) {
     const auto copy_to = [](const at::Tensor& target) {
       return [target](int64_t first, const at::Tensor& values) {
         target.narrow(0, first, values.numel()).copy_(values);
       };
     };
-    RETURN_IF_ERROR(ReadRanges(files, saved, ".exp_avg", false, shard, copy_to(shard.exp_avg)));
+    RETURN_IF_ERROR(ReadRanges(reader, saved, ".exp_avg", false, shard, copy_to(shard.exp_avg)));
     RETURN_IF_ERROR(
-        ReadRanges(files, saved, ".exp_avg_sq", false, shard, copy_to(shard.exp_avg_sq)));
+        ReadRanges(reader, saved, ".exp_avg_sq", false, shard, copy_to(shard.exp_avg_sq)));
     // A weight whose file holds F32 is its own master and has no remainder there.
     if (shard.remainder.defined()) {
       RETURN_IF_ERROR(
-          ReadRanges(files, saved, ".remainder", true, shard, copy_to(shard.remainder)));
+          ReadRanges(reader, saved, ".remainder", true, shard, copy_to(shard.remainder)));
     } else if (shard.weights.scalar_type() == at::kFloat) {
-      RETURN_IF_ERROR(ReadRanges(files, saved, ".remainder", true, shard,
-                                 [&shard](int64_t first, const at::Tensor& values) {
-                                   shard.weights.narrow(0, first, values.numel())
-                                       .view(at::kInt)
-                                       .add_(values.to(shard.weights.device(), at::kInt));
-                                 }));
+      RETURN_IF_ERROR(ReadRanges(
+          reader, saved, ".remainder", true, shard,
+          [&shard](int64_t first, const at::Tensor& values) {
+            shard.weights.narrow(0, first, values.numel()).view(at::kInt).add_(values.to(at::kInt));
+          }));
     }
   }
-  return absl::OkStatus();
+  return reader.Finish();
 }
 
 bool HasOptimizer(const std::vector<BucketShard>& shards) {

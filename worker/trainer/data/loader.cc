@@ -148,4 +148,15 @@ int64_t Loader::TokensInStep(int64_t step) {
   return total;
 }
 
+int64_t Loader::CausalPairsInStep(int64_t step) {
+  int64_t total = 0;
+  for (int64_t row : RowsOfStep(step)) {
+    for (int64_t d = file_->rows()[row]; d < file_->rows()[row + 1]; ++d) {
+      const int64_t tokens = file_->documents()[d + 1] - file_->documents()[d];
+      total += tokens * (tokens + 1) / 2;
+    }
+  }
+  return total;
+}
+
 }  // namespace switchyard

@@ -53,6 +53,8 @@ class Loader {
   int64_t SupervisedInStep(int64_t step);
   // Real tokens of the whole global batch.
   int64_t TokensInStep(int64_t step);
+  // Pairs of a token and one that it attends to, itself included: n (n + 1) / 2 of a document.
+  int64_t CausalPairsInStep(int64_t step);
 
  private:
   Loader(const TokenFile* file, const LoaderOptions& options) : file_(file), options_(options) {}

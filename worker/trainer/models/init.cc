@@ -71,13 +71,74 @@ void Fill(const ModelConfig& config, const BucketLayout& bucket, uint64_t seed, 
   }
 }
 
+int64_t Signed(uint64_t value) { return static_cast<int64_t>(value); }
+
+at::Tensor ShiftRight(const at::Tensor& x, int64_t bits) {
+  return at::bitwise_and(at::bitwise_right_shift(x, bits),
+                         at::Scalar(Signed(~uint64_t{0} >> bits)));
+}
+
+// Mix of each element; int64 arithmetic wraps as uint64's does.
+at::Tensor MixAll(const at::Tensor& x) {
+  at::Tensor y = x + Signed(0x9E3779B97F4A7C15u);
+  y = at::bitwise_xor(y, ShiftRight(y, 30)).mul_(Signed(0xBF58476D1CE4E5B9u));
+  y = at::bitwise_xor(y, ShiftRight(y, 27)).mul_(Signed(0x94D049BB133111EBu));
+  return at::bitwise_xor(y, ShiftRight(y, 31));
+}
+
+// Normal of indices [first, first + n), float32.
+at::Tensor NormalRange(uint64_t key, int64_t first, int64_t n, const at::TensorOptions& options) {
+  constexpr double kTwoPi = 6.283185307179586;
+  const at::Tensor even = at::arange(2 * first, 2 * (first + n), 2, options.dtype(at::kLong));
+  const auto uniform = [&](const at::Tensor& counter) {
+    const at::Tensor bits = MixAll(at::bitwise_xor(MixAll(counter), at::Scalar(Signed(key))));
+    return ShiftRight(bits, 11).to(at::kDouble);
+  };
+  const at::Tensor u = uniform(even).add_(1.0).mul_(0x1p-53);
+  const at::Tensor v = uniform(even + 1).mul_(0x1p-53);
+  return (u.log_().mul_(-2.0).sqrt_() * v.mul_(kTwoPi).cos_()).to(at::kFloat);
+}
+
 }  // namespace
+
+void InitializeBucketByOperations(const ModelConfig& config, const BucketLayout& bucket,
+                                  uint64_t seed, int64_t begin, at::Tensor flat) {
+  constexpr int64_t kAtOnce = int64_t{8}
+                              << 20;  // elements; about 100 bytes each while they are made
+  const int64_t end = begin + flat.numel();
+  flat.zero_();
+  for (const TensorSlot& slot : bucket.slots) {
+    const int64_t first = std::max(begin, slot.offset);
+    const int64_t last = std::min(end, slot.offset + slot.numel);
+    const Rule rule = RuleFor(slot);
+    if (first >= last || rule == Rule::kZero) continue;
+    if (rule == Rule::kOne) {
+      flat.narrow(0, first - begin, last - first).fill_(1);
+      continue;
+    }
+    const uint64_t key = Mix(seed ^ Mix(HashName(slot.name)));
+    const auto range = static_cast<double>(static_cast<float>(config.initializer_range));
+    for (int64_t i = first; i < last; i += kAtOnce) {
+      const int64_t n = std::min(kAtOnce, last - i);
+      flat.narrow(0, i - begin, n)
+          .copy_(NormalRange(key, i - slot.offset, n, flat.options()).mul_(range));
+    }
+    const int64_t row = slot.offset + config.pad_token_id * config.hidden_size;
+    if (!InPaddingRow(config, slot, row - slot.offset)) continue;
+    const int64_t row_first = std::max(row, first);
+    const int64_t row_last = std::min(row + config.hidden_size, last);
+    if (row_first < row_last) flat.narrow(0, row_first - begin, row_last - row_first).zero_();
+  }
+}
 
 void InitializeBucket(const ModelConfig& config, const BucketLayout& bucket, uint64_t seed,
                       int64_t begin, at::Tensor flat) {
-  TORCH_CHECK(flat.dim() == 1 && flat.is_contiguous() && flat.is_cpu() && begin >= 0,
-              "init: bucket ", bucket.name, " from ", begin,
-              ": buffer must be 1-D, contiguous and on the CPU, got ", flat.sizes());
+  TORCH_CHECK(flat.dim() == 1 && flat.is_contiguous() && begin >= 0, "init: bucket ", bucket.name,
+              " from ", begin, ": buffer must be 1-D and contiguous, got ", flat.sizes());
+  if (!flat.is_cpu()) {
+    InitializeBucketByOperations(config, bucket, seed, begin, flat);
+    return;
+  }
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, flat.scalar_type(), "InitializeBucket", [&] {
     Fill(config, bucket, seed, begin, begin + flat.numel(), flat.mutable_data_ptr<scalar_t>());
   });

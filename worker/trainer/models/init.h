@@ -16,10 +16,15 @@ namespace switchyard {
 // Elements past bucket.numel (padding of a sharded bucket) become 0.
 //
 // An element depends on (seed, tensor name, its index in the tensor) only: every sharding draws the
-// same model. `flat` is 1-D, contiguous, on the CPU, float32, bfloat16 or float64; the fp32 value
-// is rounded to its dtype.
+// same model. `flat` is 1-D, contiguous, float32, bfloat16 or float64; the fp32 value is rounded to
+// its dtype. On a GPU the same numbers are drawn there, up to the last bit of its logarithm and
+// cosine.
 void InitializeBucket(const ModelConfig& config, const BucketLayout& bucket, uint64_t seed,
                       int64_t begin, at::Tensor flat);
+
+// What a GPU's buckets are filled with, in ATen's operations on any device. For tests.
+void InitializeBucketByOperations(const ModelConfig& config, const BucketLayout& bucket,
+                                  uint64_t seed, int64_t begin, at::Tensor flat);
 
 }  // namespace switchyard
 

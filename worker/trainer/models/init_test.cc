@@ -97,6 +97,23 @@ TEST(InitTest, SeedsAndNamesGiveDifferentValues) {
                          experts.narrow(0, up.offset, up.numel)));
 }
 
+TEST(InitTest, OperationsOfADeviceDrawTheSameNumbers) {
+  ModelConfig config = ToyConfig();
+  config.attention_bias = true;
+  config.pad_token_id = 3;
+  for (const BucketLayout& bucket : BuildBuckets(config, 0, 5)) {
+    const at::Tensor whole = Whole(config, bucket, 7);
+    for (int64_t begin : {int64_t{0}, bucket.numel / 3}) {
+      at::Tensor part = at::full({bucket.numel - begin + 5}, 9.0, at::kFloat);  // with padding
+      InitializeBucketByOperations(config, bucket, 7, begin, part);
+      const at::Tensor real = part.narrow(0, 0, bucket.numel - begin);
+      EXPECT_TRUE(at::allclose(real, whole.narrow(0, begin, bucket.numel - begin), 1e-6, 1e-9))
+          << bucket.name;
+      EXPECT_EQ(part.narrow(0, bucket.numel - begin, 5).abs().max().item<double>(), 0);
+    }
+  }
+}
+
 TEST(InitTest, HalfPrecisionIsTheRoundedValue) {
   const ModelConfig config = ToyConfig();
   const BucketLayout bucket = BuildBuckets(config, 0, 5)[0];

@@ -9,6 +9,9 @@
 #include <cstring>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#if defined(SY_CUDA)
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <utility>
 #include <vector>
@@ -59,10 +62,17 @@ std::string Reason(const std::exception& e) {
   return error != nullptr ? error->what_without_backtrace() : e.what();
 }
 
+using Backend = c10::intrusive_ptr<c10d::Backend>;
+
+struct Backends {
+  Backend cpu;   // null in a group of one
+  Backend cuda;  // null without GPUs, too
+};
+
 class C10dComm final : public RankOrderComm {
  public:
-  C10dComm(std::string name, int rank, int size, c10::intrusive_ptr<c10d::Backend> backend)
-      : RankOrderComm(std::move(name), rank, size), backend_(std::move(backend)) {}
+  C10dComm(std::string name, int rank, int size, Backends backends)
+      : RankOrderComm(std::move(name), rank, size), backends_(std::move(backends)) {}
 
  protected:
   void Exchange(const char* collective, at::Tensor& out, const at::Tensor& in,
@@ -71,14 +81,14 @@ class C10dComm final : public RankOrderComm {
     Run(collective, [&] {
       at::Tensor source = in;
       std::vector<int64_t> recv = recv_bytes, send = send_bytes;
-      return backend_->alltoall_base(out, source, recv, send);
+      return For(in).alltoall_base(out, source, recv, send);
     });
   }
 
   void Gather(const char* collective, at::Tensor& out, const at::Tensor& in) override {
     Run(collective, [&] {
       at::Tensor source = in;
-      return backend_->_allgather_base(out, source);
+      return For(in)._allgather_base(out, source);
     });
   }
 
@@ -92,15 +102,33 @@ class C10dComm final : public RankOrderComm {
     }
   }
 
-  c10::intrusive_ptr<c10d::Backend> backend_;  // null only in a group of one
+  c10d::Backend& For(const at::Tensor& tensor) const {
+    const Backend& backend = tensor.is_cuda() ? backends_.cuda : backends_.cpu;
+    TORCH_CHECK(backend != nullptr, "bug: no process group of ", group(), " for ", tensor.device());
+    return *backend;
+  }
+
+  Backends backends_;
 };
+
+Backend MakeNccl(c10::intrusive_ptr<c10d::Store> store, int rank, int size,
+                 std::chrono::milliseconds timeout) {
+#if defined(SY_CUDA)
+  auto options = c10d::ProcessGroupNCCL::Options::create();
+  options->timeout = timeout;
+  return c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), rank, size, options);
+#else
+  (void)store, (void)rank, (void)size, (void)timeout;
+  throw CommError("this trainer was built without CUDA");
+#endif
+}
 
 }  // namespace
 
 Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options) {
   if (mesh.world_size == 1) {
     return Comms(mesh, [](const std::string& name, const std::vector<int>&, int rank) {
-      return std::make_shared<C10dComm>(name, rank, 1, nullptr);
+      return std::make_shared<C10dComm>(name, rank, 1, Backends{});
     });
   }
   const std::string master = absl::StrCat(options.master_address, ":", options.master_port);
@@ -124,19 +152,23 @@ Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options) {
   }
   return Comms(mesh, [&](const std::string& name, const std::vector<int>& ranks, int rank) {
     const int size = static_cast<int>(ranks.size());
-    c10::intrusive_ptr<c10d::Backend> backend;
+    Backends backends;
     if (size > 1) {
       auto group_options = c10d::ProcessGroupGloo::Options::create(timeout);
       group_options->devices.push_back(device);
       try {
-        backend = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        backends.cpu = c10::make_intrusive<c10d::ProcessGroupGloo>(
             c10::make_intrusive<c10d::PrefixStore>(name, store), rank, size, group_options);
+        if (options.cuda) {
+          backends.cuda = MakeNccl(c10::make_intrusive<c10d::PrefixStore>(name + ".nccl", store),
+                                   rank, size, timeout);
+        }
       } catch (const std::exception& e) {
         throw CommError(
             absl::StrCat("connect ", name, " at ", master, ": rank ", mesh.rank, ": ", Reason(e)));
       }
     }
-    return std::make_shared<C10dComm>(name, rank, size, std::move(backend));
+    return std::make_shared<C10dComm>(name, rank, size, std::move(backends));
   });
 }
 

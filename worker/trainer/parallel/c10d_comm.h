@@ -17,11 +17,13 @@ struct C10dOptions {
   absl::Duration timeout = absl::Seconds(600);
   // Tells one attempt's gang from another's that meets at the same port by mistake.
   std::string gang = "gang";
+  // Tensors on the current GPU travel over NCCL, those on the CPU over Gloo all the same.
+  bool cuda = false;
 };
 
-// Meets the other ranks and makes one process group per axis: Gloo, whose traffic goes out on the
-// address this host uses to reach the master (docs/decisions/gloo.md). Blocks until all have come.
-// Throws: a timeout naming how many came, or a port that is taken.
+// Meets the other ranks and makes one process group per axis and kind of device: Gloo, whose
+// traffic goes out on the address this host uses to reach the master (docs/decisions/gloo.md).
+// Blocks until all have come. Throws: a timeout naming how many came, or a port that is taken.
 Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options);
 
 }  // namespace switchyard

@@ -20,7 +20,7 @@ class InProcessGroup {
 
   struct Offer {
     const char* collective = nullptr;
-    const uint8_t* data = nullptr;
+    at::Tensor data;                  // uint8, 1-D
     std::vector<int64_t> send_bytes;  // one per rank
   };
 
@@ -83,9 +83,8 @@ class InProcessComm final : public RankOrderComm {
                 const std::vector<int64_t>& recv_bytes,
                 const std::vector<int64_t>& send_bytes) override {
     const std::string where = Where(collective);
-    const auto& offers =
-        group_->Meet(rank(), {collective, in.const_data_ptr<uint8_t>(), send_bytes}, where);
-    uint8_t* target = out.mutable_data_ptr<uint8_t>();
+    const auto& offers = group_->Meet(rank(), {collective, in, send_bytes}, where);
+    int64_t target = 0;
     for (int r = 0; r < size(); ++r) {
       const InProcessGroup::Offer& offer = offers[r];
       TORCH_CHECK(std::strcmp(offer.collective, collective) == 0, where, ": bug: rank ", r,
@@ -94,7 +93,7 @@ class InProcessComm final : public RankOrderComm {
                   offer.send_bytes[rank()], " bytes, ", recv_bytes[r], " are expected");
       int64_t offset = 0;
       for (int to = 0; to < rank(); ++to) offset += offer.send_bytes[to];
-      if (recv_bytes[r] > 0) std::memcpy(target, offer.data + offset, recv_bytes[r]);
+      out.narrow(0, target, recv_bytes[r]).copy_(offer.data.narrow(0, offset, recv_bytes[r]));
       target += recv_bytes[r];
     }
     group_->Leave(where);
@@ -103,15 +102,13 @@ class InProcessComm final : public RankOrderComm {
   void Gather(const char* collective, at::Tensor& out, const at::Tensor& in) override {
     const std::string where = Where(collective);
     const int64_t bytes = in.numel();
-    const auto& offers =
-        group_->Meet(rank(), {collective, in.const_data_ptr<uint8_t>(), {bytes}}, where);
-    uint8_t* target = out.mutable_data_ptr<uint8_t>();
+    const auto& offers = group_->Meet(rank(), {collective, in, {bytes}}, where);
     for (int r = 0; r < size(); ++r) {
       TORCH_CHECK(
           std::strcmp(offers[r].collective, collective) == 0 && offers[r].send_bytes[0] == bytes,
           where, ": bug: rank ", r, " is in ", offers[r].collective, " with ",
           offers[r].send_bytes[0], " bytes, here are ", bytes);
-      std::memcpy(target + r * bytes, offers[r].data, bytes);
+      out.narrow(0, r * bytes, bytes).copy_(offers[r].data);
     }
     group_->Leave(where);
   }
