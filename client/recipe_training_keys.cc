@@ -300,7 +300,8 @@ void ParallelKeys(std::vector<RecipeKey>& keys) {
 }
 
 void OptimizerKeys(std::vector<RecipeKey>& keys) {
-  static constexpr char kMaster[] = "an exact fp32 master of every weight is always kept";
+  static constexpr char kMaster[] =
+      "an exact fp32 master of every weight is kept unless exact_master is false";
   static constexpr char kOneKernel[] = "one fused implementation";
   keys.insert(
       keys.end(),
@@ -333,6 +334,14 @@ void OptimizerKeys(std::vector<RecipeKey>& keys) {
         kMomentDtypes},
        {"optimizer.exp_avg_sq_dtype", T::kChoice, kUsed, "the same as exp_avg_dtype", MomentDtype,
         0, 0, kMomentDtypes},
+       {"optimizer.gradient_dtype", T::kChoice, kUsed,
+        "dtype in which gradients are accumulated [float32] (own key)",
+        [](Setting& s) { s.draft.spec.mutable_optimizer()->set_gradient_dtype(Dtype(s.text)); }, 0,
+        0, kMomentDtypes},
+       {"optimizer.exact_master", T::kBool, kUsed,
+        "keep the 16 bits that make bfloat16 weights an exact fp32 master; false: weights are "
+        "rounded stochastically [true] (own key)",
+        [](Setting& s) { s.draft.spec.mutable_optimizer()->set_exact_master(s.flag); }},
        {"optimizer.max_nonfinite_steps", T::kInteger, kUsed,
         "fail after this many steps in a row without a finite gradient [3] (own key)",
         [](Setting& s) { s.draft.spec.mutable_optimizer()->set_max_nonfinite_steps(s.integer); }, 1,
