@@ -99,7 +99,6 @@ template <int kRowWarps, int kVecs>
 __global__ void __launch_bounds__(kGradThreads) NormGradKernel(const RmsNormGradParams p) {
   __shared__ float shared[kGradWarps];
   __shared__ float sums[kGradThreads][8 + 1];
-  cudaTriggerProgrammaticLaunchCompletion();  // FinishWeightGrad gets ready meanwhile
   constexpr int kRows = kGradWarps / kRowWarps;
   const int row_lane = threadIdx.x % (32 * kRowWarps);
   const float added = p.kind == NormKind::kZeroCentred ? 1.f : 0.f;
