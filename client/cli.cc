@@ -33,6 +33,9 @@ int Dispatch(CommandContext& context) {
   if (name == "watch") return RunWatch(context);
   if (name == "logs") return RunLogs(context);
   if (name == "cancel") return RunCancel(context);
+  if (name == "pause") return RunPause(context);
+  if (name == "resume") return RunResume(context);
+  if (name == "nodes") return RunNodes(context);
   if (name == "checkpoints") return RunCheckpoints(context);
   context.terminal.out << RecipeKeysMarkdown();  // recipe-keys
   return 0;

@@ -312,6 +312,42 @@ TEST_F(CliTest, CheckpointsShowWhereTheyAre) {
 
 // --- watch --------------------------------------------------------------------------------------
 
+TEST_F(CliTest, PausesAndResumes) {
+  service_.job.mutable_job()->set_name("projects/default/jobs/j1");
+  service_.job.mutable_job()->set_state(v1::Job::STOPPING);
+  EXPECT_EQ(Run({"pause", "j1", "--grace-period", "7"}), 0);
+  ASSERT_THAT(service_.paused, SizeIs(1));
+  EXPECT_EQ(service_.paused[0].name(), "projects/default/jobs/j1");
+  EXPECT_EQ(service_.paused[0].grace_period().seconds(), 7);
+  EXPECT_FALSE(service_.paused[0].request_id().empty());
+  EXPECT_THAT(out(), HasSubstr("paused when its checkpoint is written"));
+  service_.job.mutable_job()->set_state(v1::Job::QUEUED);
+  EXPECT_EQ(Run({"resume", "j1"}), 0);
+  ASSERT_THAT(service_.resumed, SizeIs(1));
+  EXPECT_THAT(out(), HasSubstr("j1 is QUEUED"));
+}
+
+TEST_F(CliTest, ShowsAndChangesNodes) {
+  service_.admin.node.set_name("n3");
+  service_.admin.node.set_contact(v1::Node::REACHABLE);
+  service_.admin.node.set_scheduling(v1::Node::DRAINING);
+  service_.admin.node.add_devices()->set_kind("H100");
+  service_.admin.node.add_devices()->set_kind("H100");
+  EXPECT_EQ(Run({"nodes", "list"}), 0);
+  EXPECT_THAT(out(), AllOf(HasSubstr("n3"), HasSubstr("REACHABLE"), HasSubstr("DRAINING"),
+                           HasSubstr("2 H100")));
+  EXPECT_EQ(Run({"nodes", "cordon", "n3", "--message", "fan"}), 0);
+  EXPECT_EQ(Run({"nodes", "drain", "n3"}), 0);
+  EXPECT_EQ(Run({"nodes", "resume", "n3"}), 0);
+  EXPECT_EQ(Run({"nodes", "confirm-dead", "n3"}), 5) << "it is alive";
+  EXPECT_THAT(service_.admin.asked,
+              ElementsAre("list", "cordon n3: fan", "drain n3: ", "resume n3", "confirm-dead n3"));
+  EXPECT_EQ(Run({"nodes", "drian", "n3"}), 2);
+  EXPECT_THAT(err(), HasSubstr("did you mean drain?"));
+  EXPECT_EQ(Run({"nodes", "drain"}), 2);
+  EXPECT_EQ(Run({"nodes"}), 2);
+}
+
 // Holds a call until the client or the end of the server cancels it; the synchronous API has no
 // other way to learn of that.
 grpc::Status UntilCancelled(grpc::ServerContext* context) {

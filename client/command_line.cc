@@ -136,6 +136,26 @@ const std::vector<Command>& Commands() {
        "A waiting job ends at once; a running one finishes its step and stops. To cancel twice is "
        "no error.\n",
        {{"grace-period", "SECONDS", "after which its processes are killed [30]"}}},
+      {"pause",
+       "JOB",
+       "stop a job with a checkpoint, and keep it out of the queue",
+       "A running one finishes its step and writes a checkpoint. `switchyard resume` lets it go on "
+       "from there.\n"
+       "Needs checkpoints with the optimizer's state (checkpoint.save_optimizer).\n",
+       {{"grace-period", "SECONDS", "for the step and the checkpoint [60]"}}},
+      {"resume", "JOB", "put a paused job back into the queue", "", {}},
+      {"nodes",
+       "ACTION [NODE]",
+       "list, cordon, drain, resume, confirm-dead: look after nodes",
+       "  switchyard nodes list\n"
+       "  switchyard nodes cordon n3 --message 'fan noise'   # nothing new is placed there\n"
+       "  switchyard nodes drain n3        # and its gangs stop with a checkpoint and run "
+       "elsewhere\n"
+       "  switchyard nodes resume n3       # ends either\n"
+       "  switchyard nodes confirm-dead n3 # its power is off: its jobs need not wait for the "
+       "lease\n"
+       "  switchyard nodes audit           # who did what\n",
+       {{"message", "TEXT", "why, for others"}}},
       {"checkpoints",
        "JOB",
        "list a job's checkpoints, newest first",
@@ -221,11 +241,17 @@ absl::StatusOr<ParsedCommand> ParseCommandLine(const std::vector<std::string>& a
   if (parsed.command == nullptr)
     return absl::InvalidArgumentError(absl::StrCat("no command\n", see));
   parsed.arguments.assign(words.begin() + 1, words.end());
-  const size_t wanted = parsed.command->arguments.empty() ? 0 : 1;
-  if (parsed.arguments.size() != wanted) {
+  // Words in brackets may be left out.
+  const std::vector<std::string> spelled =
+      absl::StrSplit(parsed.command->arguments, ' ', absl::SkipEmpty());
+  size_t least = 0;
+  for (const std::string& word : spelled) least += word[0] == '[' ? 0 : 1;
+  if (parsed.arguments.size() < least || parsed.arguments.size() > spelled.size()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "`", parsed.command->name, "` takes ",
-        wanted == 0 ? "no argument" : absl::StrCat("one argument, ", parsed.command->arguments),
+        spelled.empty()       ? "no argument"
+        : spelled.size() == 1 ? absl::StrCat("one argument, ", parsed.command->arguments)
+                              : parsed.command->arguments,
         ", found ", parsed.arguments.size(), "\nsee `switchyard ", parsed.command->name,
         " --help`"));
   }

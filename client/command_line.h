@@ -21,7 +21,7 @@ struct Flag {
 
 struct Command {
   std::string name;
-  std::string arguments;  // "RECIPE", "JOB", ""
+  std::string arguments;  // "RECIPE", "JOB", "", "ACTION [NODE]"
   std::string summary;    // one line
   std::string details;    // paragraphs for its own --help, with examples
   std::vector<Flag> flags;
@@ -36,7 +36,7 @@ const std::vector<Flag>& GlobalFlags();
 struct ParsedCommand {
   const Command* command = nullptr;  // nullptr: only help or version was asked for
   bool help = false;
-  std::vector<std::string> arguments;                     // as many as command->arguments has words
+  std::vector<std::string> arguments;  // as many as command->arguments has words, less those in []
   std::map<std::string, std::vector<std::string>> flags;  // each value, in order; a switch: ""
 
   bool Has(const std::string& flag) const { return flags.count(flag) > 0; }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/optional.h"
 #include "client/command_line.h"
 #include "client/connection.h"
 #include "client/output.h"
@@ -39,7 +40,10 @@ int RunGet(CommandContext& context);
 int RunWatch(CommandContext& context);
 int RunLogs(CommandContext& context);
 int RunCancel(CommandContext& context);
+int RunPause(CommandContext& context);
+int RunResume(CommandContext& context);
 int RunCheckpoints(CommandContext& context);
+int RunNodes(CommandContext& context);
 
 struct LoadedRecipe {
   Recipe recipe;
@@ -50,6 +54,9 @@ struct LoadedRecipe {
 absl::StatusOr<LoadedRecipe> LoadRecipe(const CommandContext& context);
 // The refused lines on stderr, with the number of them; 2 when there are any, else 0.
 int ReportRefusals(const CommandContext& context, const Recipe& recipe);
+
+// --grace-period, when it is given. Errors: InvalidArgument.
+absl::StatusOr<absl::optional<int64_t>> GraceSeconds(const CommandContext& context);
 
 // A random UUID of version 4.
 std::string MakeRequestId();

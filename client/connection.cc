@@ -136,8 +136,10 @@ Connection::Connection(const std::string& server, const Terminal& terminal)
   // and a far network never connect.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  stub_ = v1::JobService::NewStub(
-      grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments));
+  const std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
+  stub_ = v1::JobService::NewStub(channel);
+  admin_ = v1::AdminService::NewStub(channel);
 }
 
 absl::Status Connection::Retry(const CallPolicy& policy,

@@ -13,6 +13,7 @@
 #include "base/thread.h"
 #include "client/terminal.h"
 #include "grpcpp/grpcpp.h"
+#include "switchyard/v1/admin_service.grpc.pb.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
 namespace switchyard {
@@ -49,22 +50,37 @@ class Connection {
                                                                              const Request&,
                                                                              Response*),
                                 const Request& request, const CallPolicy& policy = {}) {
+    return CallOn(*stub_, method, request, policy);
+  }
+  // The same of AdminService; all its calls may be repeated.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> CallAdmin(grpc::Status (v1::AdminService::Stub::*method)(
+                                         grpc::ClientContext*, const Request&, Response*),
+                                     const Request& request, const CallPolicy& policy = {}) {
+    return CallOn(*admin_, method, request, policy);
+  }
+
+ private:
+  template <typename Stub, typename Request, typename Response>
+  absl::StatusOr<Response> CallOn(Stub& stub,
+                                  grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                               Response*),
+                                  const Request& request, const CallPolicy& policy) {
     Response response;
     const absl::Status status = Retry(policy, [&](grpc::ClientContext* context) {
       response.Clear();
-      return (stub_.get()->*method)(context, request, &response);
+      return (stub.*method)(context, request, &response);
     });
     if (!status.ok()) return status;
     return response;
   }
-
- private:
   absl::Status Retry(const CallPolicy& policy,
                      const std::function<grpc::Status(grpc::ClientContext*)>& call);
 
   const std::string server_;
   const Terminal& terminal_;
   std::unique_ptr<v1::JobService::Stub> stub_;
+  std::unique_ptr<v1::AdminService::Stub> admin_;
 };
 
 // Cancels a stream's context when Ctrl-C comes, or when nothing was heard for `silence`: a dead

@@ -38,6 +38,7 @@ void FakeJobService::Start() {
   builder.AddListeningPort(absl::StrCat("127.0.0.1:", port_), grpc::InsecureServerCredentials(),
                            &bound);
   builder.RegisterService(this);
+  builder.RegisterService(&admin);
   server_ = builder.BuildAndStart();
   SY_CHECK(server_ != nullptr && bound != 0) << "port " << port_;
   port_ = bound;
@@ -103,6 +104,61 @@ grpc::Status FakeJobService::CancelJob(grpc::ServerContext*, const v1::CancelJob
   const grpc::Status failure = NextFailureLocked();
   if (failure.ok()) *response->mutable_job() = job.job();
   return failure;
+}
+
+grpc::Status FakeJobService::PauseJob(grpc::ServerContext*, const v1::PauseJobRequest* request,
+                                      v1::PauseJobResponse* response) {
+  absl::MutexLock lock(&mu_);
+  paused.push_back(*request);
+  const grpc::Status failure = NextFailureLocked();
+  if (failure.ok()) *response->mutable_job() = job.job();
+  return failure;
+}
+
+grpc::Status FakeJobService::ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest* request,
+                                       v1::ResumeJobResponse* response) {
+  absl::MutexLock lock(&mu_);
+  resumed.push_back(*request);
+  const grpc::Status failure = NextFailureLocked();
+  if (failure.ok()) *response->mutable_job() = job.job();
+  return failure;
+}
+
+grpc::Status FakeAdminService::ListNodes(grpc::ServerContext*, const v1::ListNodesRequest*,
+                                         v1::ListNodesResponse* response) {
+  asked.push_back("list");
+  *response->add_nodes() = node;
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeAdminService::CordonNode(grpc::ServerContext*,
+                                          const v1::CordonNodeRequest* request,
+                                          v1::CordonNodeResponse* response) {
+  asked.push_back(absl::StrCat("cordon ", request->node(), ": ", request->message()));
+  *response->mutable_node() = node;
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeAdminService::DrainNode(grpc::ServerContext*, const v1::DrainNodeRequest* request,
+                                         v1::DrainNodeResponse* response) {
+  asked.push_back(absl::StrCat("drain ", request->node(), ": ", request->message()));
+  *response->mutable_node() = node;
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeAdminService::ResumeNode(grpc::ServerContext*,
+                                          const v1::ResumeNodeRequest* request,
+                                          v1::ResumeNodeResponse* response) {
+  asked.push_back(absl::StrCat("resume ", request->node()));
+  *response->mutable_node() = node;
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeAdminService::ConfirmNodeDead(grpc::ServerContext*,
+                                               const v1::ConfirmNodeDeadRequest* request,
+                                               v1::ConfirmNodeDeadResponse*) {
+  asked.push_back(absl::StrCat("confirm-dead ", request->node()));
+  return ErrorWithInfo(grpc::StatusCode::FAILED_PRECONDITION, "it was heard from", "NODE_ALIVE");
 }
 
 grpc::Status FakeJobService::WatchJob(grpc::ServerContext* context,

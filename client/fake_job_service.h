@@ -10,6 +10,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "grpcpp/grpcpp.h"
+#include "switchyard/v1/admin_service.grpc.pb.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
 namespace switchyard {
@@ -17,6 +18,24 @@ namespace switchyard {
 // A status with google.rpc.ErrorInfo, as the coordinator makes them.
 grpc::Status ErrorWithInfo(grpc::StatusCode code, const std::string& message,
                            const std::string& reason);
+
+// Answers every call with `node`, and keeps what was asked: "drain n1: why".
+class FakeAdminService final : public v1::AdminService::Service {
+ public:
+  v1::Node node;
+  std::vector<std::string> asked;
+
+  grpc::Status ListNodes(grpc::ServerContext*, const v1::ListNodesRequest*,
+                         v1::ListNodesResponse*) override;
+  grpc::Status CordonNode(grpc::ServerContext*, const v1::CordonNodeRequest*,
+                          v1::CordonNodeResponse*) override;
+  grpc::Status DrainNode(grpc::ServerContext*, const v1::DrainNodeRequest*,
+                         v1::DrainNodeResponse*) override;
+  grpc::Status ResumeNode(grpc::ServerContext*, const v1::ResumeNodeRequest*,
+                          v1::ResumeNodeResponse*) override;
+  grpc::Status ConfirmNodeDead(grpc::ServerContext*, const v1::ConfirmNodeDeadRequest*,
+                               v1::ConfirmNodeDeadResponse*) override;
+};
 
 class FakeJobService final : public v1::JobService::Service {
  public:
@@ -38,9 +57,13 @@ class FakeJobService final : public v1::JobService::Service {
   std::vector<v1::CreateJobRequest> created;
   std::vector<v1::ListJobsRequest> listed;
   std::vector<v1::CancelJobRequest> cancelled;
+  std::vector<v1::PauseJobRequest> paused;
+  std::vector<v1::ResumeJobRequest> resumed;
   std::vector<v1::WatchJobRequest> watched;
   std::vector<v1::ReadLogsRequest> read;
   std::vector<std::string> gotten;
+
+  FakeAdminService admin;
 
   // Listens on 127.0.0.1; a second Start takes the same port again.
   void Start();
@@ -54,6 +77,10 @@ class FakeJobService final : public v1::JobService::Service {
                         v1::ListJobsResponse*) override;
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*,
                          v1::CancelJobResponse*) override;
+  grpc::Status PauseJob(grpc::ServerContext*, const v1::PauseJobRequest*,
+                        v1::PauseJobResponse*) override;
+  grpc::Status ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest*,
+                         v1::ResumeJobResponse*) override;
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*,
                         grpc::ServerWriter<v1::WatchJobResponse>*) override;
   grpc::Status ReadLogs(grpc::ServerContext*, const v1::ReadLogsRequest*,

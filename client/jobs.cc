@@ -1,4 +1,4 @@
-// list, get, cancel and checkpoints: one call, one table.
+// list, get, cancel, pause, resume and checkpoints: one call, one table.
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -65,6 +65,9 @@ void PrintJob(const v1::GetJobResponse& response, const CommandContext& context)
     if (!value.empty()) rows.push_back({key, value});
   };
   add("why", Reason(job));
+  for (const v1::Condition& condition : job.conditions()) {
+    add(absl::AsciiStrToLower(v1::Condition::Type_Name(condition.type())), condition.message());
+  }
   add("display name", job.display_name());
   std::vector<std::string> labels;
   for (const auto& [key, value] : job.labels()) labels.push_back(absl::StrCat(key, "=", value));
@@ -173,15 +176,9 @@ int RunCancel(CommandContext& context) {
   v1::CancelJobRequest request;
   request.set_name(context.JobName());
   request.set_request_id(MakeRequestId());
-  if (context.parsed.Has("grace-period")) {
-    int64_t seconds = 0;
-    const std::string text = context.parsed.Get("grace-period");
-    if (!absl::SimpleAtoi(text, &seconds) || seconds < 0 || seconds > 86400) {
-      return context.FailUsage(
-          absl::StrCat("--grace-period ", text, ": expected 0 to 86400 seconds"));
-    }
-    request.mutable_grace_period()->set_seconds(seconds);
-  }
+  const absl::StatusOr<absl::optional<int64_t>> grace = GraceSeconds(context);
+  if (!grace.ok()) return context.FailUsage(grace.status().message());
+  if (grace->has_value()) request.mutable_grace_period()->set_seconds(**grace);
   absl::StatusOr<v1::CancelJobResponse> response =
       context.connection.Call(&v1::JobService::Stub::CancelJob, request);
   if (!response.ok())
@@ -195,6 +192,61 @@ int RunCancel(CommandContext& context) {
     context.terminal.out << ShortName(job.name()) << " is stopping ("
                          << v1::Job::State_Name(job.state())
                          << "); it is cancelled when its processes are gone\n";
+  }
+  return 0;
+}
+
+absl::StatusOr<absl::optional<int64_t>> GraceSeconds(const CommandContext& context) {
+  if (!context.parsed.Has("grace-period")) return absl::optional<int64_t>();
+  int64_t seconds = 0;
+  const std::string text = context.parsed.Get("grace-period");
+  if (!absl::SimpleAtoi(text, &seconds) || seconds < 0 || seconds > 86400) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--grace-period ", text, ": expected 0 to 86400 seconds"));
+  }
+  return absl::optional<int64_t>(seconds);
+}
+
+int RunPause(CommandContext& context) {
+  v1::PauseJobRequest request;
+  request.set_name(context.JobName());
+  request.set_request_id(MakeRequestId());
+  const absl::StatusOr<absl::optional<int64_t>> grace = GraceSeconds(context);
+  if (!grace.ok()) return context.FailUsage(grace.status().message());
+  if (grace->has_value()) request.mutable_grace_period()->set_seconds(**grace);
+  const absl::StatusOr<v1::PauseJobResponse> response =
+      context.connection.Call(&v1::JobService::Stub::PauseJob, request);
+  if (!response.ok()) {
+    return context.Fail(response.status(), absl::StrCat("pause ", request.name()));
+  }
+  const v1::Job& job = response->job();
+  if (context.format != Format::kTable) {
+    context.terminal.out << Print(MessageToJson(job), context.format);
+  } else if (job.state() == v1::Job::PAUSED) {
+    context.terminal.out << ShortName(job.name()) << " is paused\n";
+  } else {
+    context.terminal.out << ShortName(job.name()) << " is stopping ("
+                         << v1::Job::State_Name(job.state())
+                         << "); it is paused when its checkpoint is written\n";
+  }
+  return 0;
+}
+
+int RunResume(CommandContext& context) {
+  v1::ResumeJobRequest request;
+  request.set_name(context.JobName());
+  request.set_request_id(MakeRequestId());
+  const absl::StatusOr<v1::ResumeJobResponse> response =
+      context.connection.Call(&v1::JobService::Stub::ResumeJob, request);
+  if (!response.ok()) {
+    return context.Fail(response.status(), absl::StrCat("resume ", request.name()));
+  }
+  const v1::Job& job = response->job();
+  if (context.format != Format::kTable) {
+    context.terminal.out << Print(MessageToJson(job), context.format);
+  } else {
+    context.terminal.out << ShortName(job.name()) << " is " << v1::Job::State_Name(job.state())
+                         << "\n";
   }
   return 0;
 }

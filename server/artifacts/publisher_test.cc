@@ -136,7 +136,7 @@ TEST_F(PublisherTest, RecoversAPublicationCutAfterTheRename) {
   ASSERT_THAT(publisher_->Recover(), IsOk());
   ASSERT_THAT(Rows(CheckpointState::kCommitted), SizeIs(1));
   EXPECT_GT(Rows(CheckpointState::kCommitted)[0].size_bytes, 7);
-  EXPECT_EQ(publisher_->ResumePath(*store_->GetJob(job_)), Final(5));
+  EXPECT_EQ(*publisher_->ResumePath(*store_->GetJob(job_)), Final(5));
 }
 
 TEST_F(PublisherTest, DropsAPublicationWhoseFilesAreGone) {
@@ -146,7 +146,7 @@ TEST_F(PublisherTest, DropsAPublicationWhoseFilesAreGone) {
   EXPECT_THAT(Rows(CheckpointState::kCommitting), IsEmpty());
   EXPECT_THAT(Rows(CheckpointState::kCommitted), IsEmpty());
   EXPECT_THAT(LastEvent(), HasSubstr("dropped"));
-  EXPECT_EQ(publisher_->ResumePath(*store_->GetJob(job_)), "");
+  EXPECT_EQ(*publisher_->ResumePath(*store_->GetJob(job_)), "");
 }
 
 TEST_F(PublisherTest, RecoveryPublishesOverALeftoverFolder) {
@@ -163,9 +163,31 @@ TEST_F(PublisherTest, ResumesFromTheNewestCheckpointThatVerifies) {
   ASSERT_THAT(publisher_->Commit(Write(5)), IsOk());
   ASSERT_THAT(publisher_->Commit(Write(6)), IsOk());
   const JobRecord job = *store_->GetJob(job_);
-  EXPECT_EQ(publisher_->ResumePath(job), Final(6));
+  EXPECT_EQ(*publisher_->ResumePath(job), Final(6));
   ASSERT_THAT(ReplaceFile(Final(6) + "/model.safetensors", "wEights"), IsOk());  // a flipped bit
-  EXPECT_EQ(publisher_->ResumePath(job), Final(5));
+  EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
+}
+
+TEST_F(PublisherTest, ADamagedCheckpointIsRejectedAndItsStepCommittedAgain) {
+  ASSERT_THAT(publisher_->Commit(Write(5)), IsOk());
+  ASSERT_THAT(publisher_->Commit(Write(6)), IsOk());
+  const JobRecord job = *store_->GetJob(job_);
+  ASSERT_THAT(ReplaceFile(Final(6) + "/model.safetensors", "wEights"), IsOk());
+  EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
+  EXPECT_THAT(LastEvent(), testing::HasSubstr("CHECKPOINT_REJECTED: the checkpoint of step 6"));
+  // The retry reaches the step again.
+  ASSERT_THAT(publisher_->Commit(Write(6, "anew")), IsOk());
+  EXPECT_EQ(*publisher_->ResumePath(job), Final(6));
+  EXPECT_EQ(*ReadFile(Final(6) + "/model.safetensors"), "anew");
+}
+
+TEST_F(PublisherTest, ArtifactsThatCannotBeReachedRejectNothing) {
+  ASSERT_THAT(publisher_->Commit(Write(5)), IsOk());
+  const JobRecord job = *store_->GetJob(job_);
+  std::filesystem::rename(root_, root_ + ".away");  // as a file system that is not mounted
+  EXPECT_THAT(publisher_->ResumePath(job), StatusIs(absl::StatusCode::kUnavailable));
+  std::filesystem::rename(root_ + ".away", root_);
+  EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
 }
 
 }  // namespace
