@@ -14,6 +14,7 @@
 #include "server/api/coordinator.h"
 #include "server/config.h"
 #include "server/job_state.h"
+#include "server/maintenance.h"
 
 namespace switchyard {
 namespace {
@@ -72,6 +73,9 @@ int Run(const ServerConfig& config) {
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
+  if (argc > 1 && switchyard::IsMaintenanceCommand(argv[1])) {
+    return switchyard::RunMaintenance(std::vector<std::string>(argv + 1, argv + argc));
+  }
   const absl::StatusOr<switchyard::Arguments> arguments =
       switchyard::ParseArguments(std::vector<std::string>(argv + 1, argv + argc));
   if (!arguments.ok()) {
@@ -80,7 +84,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   if (arguments->help) {
-    printf("%s", switchyard::HelpText().c_str());
+    printf("%s%s", switchyard::HelpText().c_str(), switchyard::MaintenanceHelp().c_str());
     return 0;
   }
   if (arguments->version) {

@@ -23,6 +23,7 @@ namespace {
 Failpoint before_recovery("start.before_recovery", FailpointKind::kEvent);
 Failpoint before_serving("start.before_serving", FailpointKind::kEvent);
 
+constexpr int64_t kBallastBytes = 64 << 20;
 constexpr int kMaxUnaryThreads = 64;
 constexpr size_t kMaxLiveJobs = 200;                      // series per gauge at a scrape
 constexpr absl::Duration kCallGrace = absl::Seconds(10);  // at a stop, for unary calls
@@ -235,6 +236,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
   StoreOptions options;
   options.folder = config.state_dir;
   options.retry_backoff = config.retry_backoff;
+  options.ballast_bytes = kBallastBytes;
   options.on_commit_seconds = [m = metrics.get()](double seconds) { m->CommitDone(seconds); };
   ASSIGN_OR_RETURN(std::unique_ptr<Store> store, Store::Open(std::move(options), clock));
   if (Store::SqliteHasWalResetBug()) {
@@ -258,7 +260,9 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
 
   before_recovery.Pass();
   RETURN_IF_ERROR(RestoreState(*self.store, self.leases, self.publisher));
-  self.loop.Start();
+  self.loop.Start(self.store->held_after_restore()
+                      ? self.lease_config.ttl + self.lease_config.slack()
+                      : absl::ZeroDuration());
   before_serving.Pass();
   self.SetServing(true);
   SY_LOG(INFO) << "serving listen=" << self.listen << " agent_listen=" << self.agent_listen

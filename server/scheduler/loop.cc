@@ -33,8 +33,8 @@ SchedulerLoop::SchedulerLoop(
       health_(store, config.health),
       view_(store) {}
 
-void SchedulerLoop::Start() {
-  thread_ = Thread("scheduler", [this](const StopToken& stop) { Loop(stop); });
+void SchedulerLoop::Start(absl::Duration hold) {
+  thread_ = Thread("scheduler", [this, hold](const StopToken& stop) { Loop(hold, stop); });
 }
 
 void SchedulerLoop::Stop() {
@@ -48,7 +48,15 @@ void SchedulerLoop::Wake() {
   woken_ = true;
 }
 
-void SchedulerLoop::Loop(const StopToken& stop) {
+void SchedulerLoop::Loop(absl::Duration hold, const StopToken& stop) {
+  if (hold > absl::ZeroDuration()) {
+    SY_LOG(WARNING) << "the database was restored: nothing is placed for "
+                    << absl::FormatDuration(hold);
+    // Leases last as long: none of them ends meanwhile.
+    if (stop.WaitForStop(hold)) return;
+    const absl::Status ended = store_.EndRestoreHold();
+    if (!ended.ok()) SY_LOG(ERROR) << "ending the hold failed error=" << ended.message();
+  }
   while (!stop.StopRequested()) {
     const absl::Status status = RunOnce();
     if (!status.ok()) SY_LOG(ERROR) << "scheduling failed error=" << status.message();

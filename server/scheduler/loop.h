@@ -37,8 +37,9 @@ class SchedulerLoop {
                 std::function<absl::StatusOr<std::string>(const JobRecord&)> resume_path,
                 std::function<void(const NodeId&)> on_expired, const SchedulerConfig& config = {});
 
-  // Starts the thread. Not before recovery is done.
-  void Start();
+  // Starts the thread. Not before recovery is done. `hold`: nothing is placed before that has
+  // passed (Store::held_after_restore).
+  void Start(absl::Duration hold = absl::ZeroDuration());
   void Stop() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Something changed. Thread-safe, never blocks.
@@ -51,7 +52,7 @@ class SchedulerLoop {
   absl::StatusOr<ClusterSnapshot> Snapshot() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  void Loop(const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
+  void Loop(absl::Duration hold, const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ExpireLeases();
   absl::Status Refresh() ABSL_EXCLUSIVE_LOCKS_REQUIRED(view_mu_);
   // Fills in where gangs resume from; takes those out of the plan whose checkpoints cannot be read.

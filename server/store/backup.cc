@@ -239,7 +239,7 @@ absl::StatusOr<RestoreReport> PutInPlace(const std::string& folder, const std::s
     if (!artifact_root.empty()) RETURN_IF_ERROR(CompareWithArtifacts(*db, artifact_root, report));
     RETURN_IF_ERROR(db->Execute("COMMIT"));
     RETURN_IF_ERROR(db->CheckIntegrity());
-    RETURN_IF_ERROR(db->Execute("PRAGMA journal_mode=DELETE"));
+    RETURN_IF_ERROR(db->Execute("PRAGMA wal_checkpoint(TRUNCATE)"));  // all of it in one file
     ASSIGN_OR_RETURN(report.restored, Summarize(*db));
   }
   RETURN_IF_ERROR(SyncFile(path));

@@ -1,4 +1,6 @@
 // Writes about gangs: placement, and the moves of attempts.
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/log.h"
@@ -93,7 +95,11 @@ absl::Status PlaceGang(Transaction& tx, const GangPlacement& gang) {
   }
   RETURN_IF_ERROR(CheckNodes(tx, gang));
   RETURN_IF_ERROR(CheckResumePath(tx, gang));
-  const int32_t number = job.current_attempt + 1;
+  // After a restore, past the numbers that the lost history may have used.
+  ASSIGN_OR_RETURN(const int64_t first,
+                   tx.db.QueryInt("SELECT coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE "
+                                  "key = 'first_attempt'), 1)"));
+  const int32_t number = std::max(job.current_attempt + 1, static_cast<int32_t>(first));
   {
     ASSIGN_OR_RETURN(
         Query query,

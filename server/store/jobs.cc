@@ -153,6 +153,12 @@ absl::StatusOr<JobRecord> Store::CreateJob(const JobRecord& job, const RequestKe
       stored = *std::move(repeated);
       return absl::OkStatus();
     }
+    if (tx.low_space) {
+      return MakeError(absl::StatusCode::kResourceExhausted, "STORAGE_READ_ONLY",
+                       absl::StrCat("create job ", job.id.value(),
+                                    ": the disk of the coordinator's state folder is full; jobs "
+                                    "that are there go on"));
+    }
     if (LoadJob(tx.db, job.id).ok()) {
       return MakeError(absl::StatusCode::kAlreadyExists, "JOB_EXISTS",
                        absl::StrCat("create job ", job.id.value(), ": a job has this name"),

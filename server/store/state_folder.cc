@@ -6,6 +6,8 @@
 #include <sys/statfs.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "base/failpoint.h"
 
@@ -30,6 +32,14 @@ int64_t FreeBytes(const std::string& path) {
   struct statfs info;
   if (::statfs(path.c_str(), &info) != 0) return -1;
   return static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_bsize);
+}
+
+// At most an eighth of the file system.
+int64_t CapSize(const std::string& folder, int64_t size_bytes) {
+  struct statfs info;
+  if (::statfs(folder.c_str(), &info) != 0) return size_bytes;
+  return std::min(size_bytes,
+                  static_cast<int64_t>(info.f_blocks) * static_cast<int64_t>(info.f_bsize) / 8);
 }
 
 std::string FolderOf(const std::string& path) { return path.substr(0, path.rfind('/')); }
@@ -74,7 +84,7 @@ absl::Status CheckLocalFileSystem(const std::string& folder) {
 }
 
 Ballast::Ballast(const std::string& folder, int64_t size_bytes)
-    : path_(folder + "/ballast"), size_bytes_(size_bytes) {}
+    : path_(folder + "/ballast"), size_bytes_(CapSize(folder, size_bytes)) {}
 
 bool Ballast::Fill() {
   if (size_bytes_ == 0) return true;

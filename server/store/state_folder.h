@@ -30,7 +30,7 @@ absl::Status CheckLocalFileSystem(const std::string& folder);
 // what already runs can still be recorded. Not thread-safe.
 class Ballast {
  public:
-  // `size_bytes` 0: none.
+  // `size_bytes`: at most an eighth of the file system is taken; 0: none.
   Ballast(const std::string& folder, int64_t size_bytes);
 
   // Makes the file, or makes it whole, if that leaves at least as much space free again. False: the

@@ -1,9 +1,6 @@
 // Opening, and reads of jobs and their histories. scheduling.cc and nodes.cc have their own.
 #include "server/store/store.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <string.h>
 #include <unistd.h>
 
 #include <iterator>
@@ -18,30 +15,12 @@
 #include "server/store/database.h"
 #include "server/store/migrations.h"
 #include "server/store/rows.h"
+#include "server/store/state_folder.h"
 #include "server/store/transaction.h"
 #include "server/store/writer.h"
 
 namespace switchyard {
 namespace {
-
-// An open-file-description lock: held by this open file, so that neither a fork nor another open of
-// the same file in this process can lose it, as POSIX locks would.
-absl::StatusOr<UniqueFd> LockFolder(const std::string& folder) {
-  const std::string path = absl::StrCat(folder, "/lock");
-  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-  if (!fd.valid()) return ErrnoStatus("open", path, errno);
-  struct flock lock = {};
-  lock.l_type = F_WRLCK;
-  lock.l_whence = SEEK_SET;
-  if (::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0) {
-    if (errno == EAGAIN || errno == EACCES) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("lock ", path, ": another switchyardd uses this state folder"));
-    }
-    return ErrnoStatus("lock", path, errno);
-  }
-  return fd;
-}
 
 std::string NewUuid() {
   absl::BitGen gen;
@@ -80,15 +59,24 @@ bool Store::SqliteHasWalResetBug() { return switchyard::SqliteHasWalResetBug(); 
 
 absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, Clock& clock) {
   std::unique_ptr<Store> store(new Store(std::move(options), clock));
-  const std::string path = absl::StrCat(store->options_.folder, "/switchyard.db");
+  const std::string path = DatabasePath(store->options_.folder);
   RETURN_IF_ERROR(MakeFolders(store->options_.folder));
-  ASSIGN_OR_RETURN(store->lock_, LockFolder(store->options_.folder));
-  ASSIGN_OR_RETURN(std::unique_ptr<Database> db, Database::Open(path, OpenMode::kReadWrite));
-  if (absl::Status check = db->QuickCheck(); !check.ok()) {
-    return absl::DataLossError(absl::StrCat(
-        "open ", path, ": ", check.message(),
-        ". Nothing was changed. Stop here: copy the folder, then restore a backup or use "
-        "`sqlite3 switchyard.db .recover` on the copy"));
+  RETURN_IF_ERROR(CheckLocalFileSystem(store->options_.folder));
+  ASSIGN_OR_RETURN(store->lock_, LockStateFolder(store->options_.folder));
+  std::unique_ptr<Database> db;
+  const auto open = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(db, Database::Open(path, OpenMode::kReadWrite));
+    return db->QuickCheck();
+  };
+  if (const absl::Status opened = open(); absl::IsDataLoss(opened)) {
+    return absl::DataLossError(
+        absl::StrCat("open ", path, ": ", opened.message(), ". Nothing was changed. Copy ",
+                     store->options_.folder, " away first; then `switchyardd restore --state-dir ",
+                     store->options_.folder,
+                     " --from BACKUP`, or without a backup `switchyardd recover --state-dir ",
+                     store->options_.folder, "`"));
+  } else if (!opened.ok()) {
+    return opened;
   }
   RETURN_IF_ERROR(Migrate(*db, NewUuid()));
   RETURN_IF_ERROR(db->Execute(
@@ -96,6 +84,14 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, Clock& 
   ASSIGN_OR_RETURN(store->epoch_, db->QueryInt("SELECT CAST(value AS INTEGER) FROM meta WHERE key "
                                                "= 'coordinator_epoch'"));
   ASSIGN_OR_RETURN(store->uuid_, db->QueryText("SELECT value FROM meta WHERE key = 'db_uuid'"));
+  // A restored database continues none of the positions that were handed out before.
+  ASSIGN_OR_RETURN(const int64_t restores,
+                   db->QueryInt("SELECT coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE "
+                                "key = 'restore_generation'), 0)"));
+  if (restores > 0) absl::StrAppend(&store->uuid_, "-", restores);
+  ASSIGN_OR_RETURN(store->held_after_restore_,
+                   db->QueryInt("SELECT EXISTS (SELECT 1 FROM meta WHERE key = "
+                                "'hold_after_restore')"));
   RETURN_IF_ERROR(SyncFolder(store->options_.folder));
   {
     absl::MutexLock lock(&store->readers_mu_);
@@ -106,6 +102,12 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, Clock& 
   }
   store->writer_ = std::make_unique<Writer>(std::move(db), store->options_, clock);
   return store;
+}
+
+absl::Status Store::EndRestoreHold() {
+  return Write([](Transaction& tx) {
+    return tx.db.Execute("DELETE FROM meta WHERE key = 'hold_after_restore'");
+  });
 }
 
 void Store::Subscribe(std::function<void(const ChangeSet&)> listener) {

@@ -79,6 +79,9 @@ struct StoreOptions {
   std::function<void(const absl::Status&)> on_fatal;
   // Called with the seconds that each commit took.
   std::function<void(double)> on_commit_seconds;
+  // Space that is freed when the disk is full, or an eighth of the file system if that is less.
+  // From then on, until there is room again, no job is accepted; what runs is recorded. 0: none.
+  int64_t ballast_bytes = 0;
   // Only tests: called on the writer before each statement; an error is the statement's result.
   std::function<absl::Status(absl::string_view sql)> statement_hook;
   // Only the simulation: no thread; a write runs on its caller's, which must be the only one.
@@ -141,7 +144,12 @@ class Store {
   static bool SqliteHasWalResetBug();
 
   int64_t epoch() const { return epoch_; }
+  // Another one after a restore.
   const std::string& database_uuid() const { return uuid_; }
+  // The database was restored: nodes may still run what it knows nothing of. Nothing may be placed
+  // until every lease of the time before has ended; then EndRestoreHold.
+  bool held_after_restore() const { return held_after_restore_ != 0; }
+  absl::Status EndRestoreHold();
 
   // Who is told of commits, on the writer's thread, in the order of the calls. Lives as long as the
   // store.
@@ -263,6 +271,7 @@ class Store {
   UniqueFd lock_;
   int64_t epoch_ = 0;
   std::string uuid_;
+  int64_t held_after_restore_ = 0;
 
   absl::Mutex readers_mu_;
   std::vector<std::unique_ptr<Database>> idle_readers_ ABSL_GUARDED_BY(readers_mu_);

@@ -19,6 +19,7 @@ struct Transaction {
   absl::Time now;
   absl::Duration retry_backoff;
   ChangeSet changes;
+  bool low_space = false;  // the ballast is gone: only what already runs is recorded
 };
 
 struct JobMove {

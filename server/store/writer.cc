@@ -14,6 +14,7 @@ namespace switchyard {
 namespace {
 
 constexpr size_t kMaxGroup = 64;
+constexpr absl::Duration kFillInterval = absl::Seconds(2);
 
 Failpoint before_commit("store.before_commit", FailpointKind::kFallible);
 Failpoint after_commit("store.after_commit", FailpointKind::kEvent);
@@ -36,7 +37,10 @@ void LogChanges(const ChangeSet& changes) {
 }  // namespace
 
 Writer::Writer(std::unique_ptr<Database> db, const StoreOptions& options, Clock& clock)
-    : options_(options), clock_(clock), db_(std::move(db)) {
+    : options_(options),
+      clock_(clock),
+      db_(std::move(db)),
+      ballast_(options.folder, options.ballast_bytes) {
   if (options_.statement_hook) {
     db_->statement_hook_arg = const_cast<StoreOptions*>(&options_);
     db_->statement_hook = [](void* arg, absl::string_view sql) {
@@ -114,8 +118,22 @@ void Writer::Serve(const std::deque<Request*>& group) {
   for (Request* request : group) request->result = commit;
 }
 
+void Writer::RegainSpace() {
+  const absl::Duration now = clock_.Monotonic();
+  if (now - filled_ < kFillInterval) return;
+  filled_ = now;
+  const bool full = !ballast_.Fill();
+  if (full != low_space_) {
+    SY_LOG(WARNING) << (full ? "the disk of the state folder is nearly full, no job is accepted"
+                             : "the disk of the state folder has room again")
+                    << " folder=" << options_.folder;
+  }
+  low_space_ = full;
+}
+
 absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& changes) {
   RETURN_IF_ERROR(fatal_);
+  if (options_.ballast_bytes > 0 && (low_space_ || filled_ < absl::ZeroDuration())) RegainSpace();
   absl::Status status = db_->Execute("BEGIN IMMEDIATE");
   for (Request* request : group) {
     if (status.ok()) status = RunOne(*request, changes);
@@ -138,6 +156,12 @@ absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& chan
   // none is open afterwards.
   db_->Execute("ROLLBACK").IgnoreError();
   if (absl::IsResourceExhausted(status)) {
+    // Not tried again here: the callers do, and find the space that the ballast took.
+    low_space_ = options_.ballast_bytes > 0;
+    filled_ = clock_.Monotonic();
+    const bool freed = ballast_.Free();
+    SY_LOG(ERROR) << "the disk of the state folder is full, ballast freed=" << freed
+                  << " folder=" << options_.folder;
     return MakeError(absl::StatusCode::kResourceExhausted, "STORAGE_READ_ONLY",
                      absl::StrCat("nothing was stored: ", status.message()));
   }
@@ -147,7 +171,7 @@ absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& chan
 // OK: the group goes on, whatever the request's own result is.
 absl::Status Writer::RunOne(Request& request, ChangeSet& changes) {
   RETURN_IF_ERROR(db_->Execute("SAVEPOINT request"));
-  Transaction tx{*db_, clock_.Now(), options_.retry_backoff, {}};
+  Transaction tx{*db_, clock_.Now(), options_.retry_backoff, {}, low_space_};
   request.result = request.body(tx);
   if (!request.result.ok()) {
     if (absl::IsDataLoss(request.result) || absl::IsResourceExhausted(request.result)) {

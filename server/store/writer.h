@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/thread.h"
+#include "server/store/state_folder.h"
 #include "server/store/transaction.h"
 
 namespace switchyard {
@@ -34,14 +35,19 @@ class Writer {
   void Loop(const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
   // Commits the group, tells the listener, and sets the results (not `done`).
   void Serve(const std::deque<Request*>& group) ABSL_LOCKS_EXCLUDED(mu_);
+  // Fills the ballast again once there is room.
+  void RegainSpace();
   absl::Status RunGroup(const std::deque<Request*>& group, ChangeSet& changes);
   absl::Status RunOne(Request& request, ChangeSet& changes);
   bool HasWork() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); }
 
   const StoreOptions& options_;
   Clock& clock_;
-  std::unique_ptr<Database> db_;  // the writer thread's
-  absl::Status fatal_;            // the writer thread's; storage that failed is not used again
+  std::unique_ptr<Database> db_;  // the writer thread's, as the next four
+  Ballast ballast_;
+  bool low_space_ = false;
+  absl::Duration filled_ = -absl::InfiniteDuration();  // when filling was tried last
+  absl::Status fatal_;  // the writer thread's; storage that failed is not used again
 
   absl::Mutex mu_;
   std::deque<Request*> queue_ ABSL_GUARDED_BY(mu_);
