@@ -125,11 +125,12 @@ Errors Compare(const Case& c, ActivationMemory memory) {
   const LossSums sums =
       decoder.ForwardBackward(c.batch, 1.0 / static_cast<double>(c.supervised), c.aux_coef);
   EXPECT_EQ(sums.supervised, c.supervised);
-  const double loss = sums.ce_sum / static_cast<double>(c.supervised) + sums.aux;
+  const double aux = sums.aux.item<double>();
+  const double loss = sums.ce_sum.item<double>() / static_cast<double>(c.supervised) + aux;
   const double want_loss = ReadTensor(*c.expected, "loss").item<double>();
   const double want_aux = ReadTensor(*c.expected, "aux").item<double>();
   out.loss = std::abs(loss - want_loss) / want_loss;
-  out.aux = want_aux == 0 ? sums.aux : std::abs(sums.aux / c.aux_coef - want_aux) / want_aux;
+  out.aux = want_aux == 0 ? aux : std::abs(aux / c.aux_coef - want_aux) / want_aux;
   for (size_t b = 0; b < store.buckets().size(); ++b) {
     const at::Tensor flat = store.gradient(static_cast<int>(b));
     for (const TensorSlot& slot : store.buckets()[b].slots) {

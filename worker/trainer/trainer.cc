@@ -44,8 +44,8 @@ struct StepSums {
   at::Tensor copies_LE;
 
   void Add(const LossSums& microbatch) {
-    ce += microbatch.ce_sum;
-    aux += microbatch.aux;
+    ce += microbatch.ce_sum.item<double>();
+    aux += microbatch.aux.item<double>();
     supervised += microbatch.supervised;
     if (!copies_LE.defined()) {
       copies_LE = microbatch.token_copies_LE.clone();

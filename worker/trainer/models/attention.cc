@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "worker/trainer/ops/linear.h"
-#include "worker/trainer/ops/rms_norm.h"
+#include "worker/trainer/ops/rope.h"
 
 namespace switchyard {
 namespace {
@@ -27,12 +27,16 @@ Heads Split(const ModelConfig& c, const at::Tensor& qkv_TP) {
           qkv_TP.narrow(1, q + kv, kv).view({tokens, c.num_kv_heads, c.head_dim})};
 }
 
-Heads NormAndRotate(const BatchContext& context, const AttentionParameters& weights,
-                    const Heads& raw) {
-  const double eps = context.config.rms_norm_eps;
-  return {ops::RopeForward(ops::RmsNormForward(raw.q_TNd, weights.q_norm_d, eps), context.rope),
-          ops::RopeForward(ops::RmsNormForward(raw.k_TMd, weights.k_norm_d, eps), context.rope),
-          raw.v_TMd};
+ops::QueriesAndKeys QueriesAndKeysOf(const Heads& heads) { return {heads.q_TNd, heads.k_TMd}; }
+
+ops::QkNorm NormOf(const ModelConfig& c, const AttentionParameters& parameters) {
+  return {parameters.q_norm_d, parameters.k_norm_d, c.rms_norm_eps};
+}
+
+ops::QueriesAndKeys NormAndRotate(const BatchContext& context, const AttentionParameters& weights,
+                                  const Heads& raw) {
+  return ops::QkNormRopeForward(QueriesAndKeysOf(raw), NormOf(context.config, weights),
+                                context.rope);
 }
 
 double Scale(const ModelConfig& c) { return 1.0 / std::sqrt(static_cast<double>(c.head_dim)); }
@@ -47,8 +51,9 @@ AttentionSaved Core(const BatchContext& context, int64_t layer, const AttentionP
   const ModelConfig& c = context.config;
   AttentionSaved out;
   out.qkv_TP = ops::LinearForward(x_TH, weights.qkv_weight_PH, weights.qkv_bias_P);
-  const Heads heads = NormAndRotate(context, weights, Split(c, out.qkv_TP));
-  out.core = ops::AttentionForward(heads.q_TNd, heads.k_TMd, heads.v_TMd, context.attention,
+  const Heads raw = Split(c, out.qkv_TP);
+  const ops::QueriesAndKeys rotated = NormAndRotate(context, weights, raw);
+  out.core = ops::AttentionForward(rotated.q_TNd, rotated.k_TMd, raw.v_TMd, context.attention,
                                    Scale(c), Window(c, layer));
   return out;
 }
@@ -73,29 +78,28 @@ void AttentionRecompute(const BatchContext& context, int64_t layer,
 at::Tensor AttentionBackward(const BatchContext& context, int64_t layer,
                              const AttentionParameters& weights, const at::Tensor& dy_TH,
                              const at::Tensor& x_TH, const AttentionSaved& saved,
-                             const AttentionParameters& gradients) {
+                             const AttentionParameters& gradients, bool accumulate) {
   const ModelConfig& c = context.config;
   const int64_t tokens = x_TH.size(0);
   const at::Tensor out_TQ = saved.core.out_TNd.view({tokens, weights.o_weight_HQ.size(1)});
   const at::Tensor dout_TNd =
       ops::LinearBackwardInput(dy_TH, weights.o_weight_HQ).view({tokens, c.num_heads, c.head_dim});
-  ops::LinearBackwardWeight(dy_TH, out_TQ, gradients.o_weight_HQ);
-  ops::LinearBackwardBias(dy_TH, gradients.o_bias_H);
+  ops::LinearBackwardWeight(dy_TH, out_TQ, gradients.o_weight_HQ, accumulate);
+  ops::LinearBackwardBias(dy_TH, gradients.o_bias_H, accumulate);
 
   const Heads raw = Split(c, saved.qkv_TP);
-  const Heads heads = NormAndRotate(context, weights, raw);
-  const ops::AttentionGradients core =
-      ops::AttentionBackward(dout_TNd, heads.q_TNd, heads.k_TMd, heads.v_TMd, saved.core,
-                             context.attention, Scale(c), Window(c, layer));
   at::Tensor dqkv_TP = at::empty(saved.qkv_TP.sizes(), saved.qkv_TP.options());
-  const Heads d = Split(c, dqkv_TP);
-  d.q_TNd.copy_(ops::RmsNormBackward(ops::RopeBackward(core.dq_TNd, context.rope), raw.q_TNd,
-                                     weights.q_norm_d, c.rms_norm_eps, gradients.q_norm_d));
-  d.k_TMd.copy_(ops::RmsNormBackward(ops::RopeBackward(core.dk_TMd, context.rope), raw.k_TMd,
-                                     weights.k_norm_d, c.rms_norm_eps, gradients.k_norm_d));
-  d.v_TMd.copy_(core.dv_TMd);
-  ops::LinearBackwardWeight(dqkv_TP, x_TH, gradients.qkv_weight_PH);
-  ops::LinearBackwardBias(dqkv_TP, gradients.qkv_bias_P);
+  const Heads draw = Split(c, dqkv_TP);
+  const ops::QueriesAndKeys rotated = NormAndRotate(context, weights, raw);
+  ops::AttentionGradients into;
+  into.dv_TMd = draw.v_TMd;
+  const ops::AttentionGradients core =
+      ops::AttentionBackward(dout_TNd, rotated.q_TNd, rotated.k_TMd, raw.v_TMd, saved.core,
+                             context.attention, Scale(c), Window(c, layer), into);
+  ops::QkNormRopeBackward({core.dq_TNd, core.dk_TMd}, QueriesAndKeysOf(raw), NormOf(c, weights),
+                          context.rope, QueriesAndKeysOf(draw), NormOf(c, gradients), accumulate);
+  ops::LinearBackwardWeight(dqkv_TP, x_TH, gradients.qkv_weight_PH, accumulate);
+  ops::LinearBackwardBias(dqkv_TP, gradients.qkv_bias_P, accumulate);
   return ops::LinearBackwardInput(dqkv_TP, weights.qkv_weight_PH);
 }
 

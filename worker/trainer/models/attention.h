@@ -27,11 +27,11 @@ void AttentionRecompute(const BatchContext& context, int64_t layer,
                         const AttentionParameters& weights, const at::Tensor& x_TH,
                         AttentionSaved* saved);
 
-// Returns dx; adds to `gradients`.
+// Returns dx; adds to `gradients`, or overwrites them.
 at::Tensor AttentionBackward(const BatchContext& context, int64_t layer,
                              const AttentionParameters& weights, const at::Tensor& dy_TH,
                              const at::Tensor& x_TH, const AttentionSaved& saved,
-                             const AttentionParameters& gradients);
+                             const AttentionParameters& gradients, bool accumulate);
 
 }  // namespace switchyard
 

@@ -13,6 +13,7 @@ struct BatchContext {
   const ModelConfig& config;
   TokenDispatcher& dispatcher;
   bool router_fp32 = false;
+  bool prob_sums = false;  // of the routers, for the auxiliary loss
   ops::RopeAngles rope;
   ops::AttentionPlan attention;
 };

@@ -24,23 +24,20 @@ at::Tensor Block::Forward(const BatchContext& context, const at::Tensor& x_TH, b
   const HeldBucket dense(store_, buckets_.dense);
   const LayerParameters weights = ViewLayer(c, *buckets_.dense_layout, dense.flat());
 
-  at::Tensor middle_TH =
-      AttentionForward(context, layer_, weights.attention,
-                       ops::RmsNormForward(x_TH, weights.input_norm_H, c.rms_norm_eps),
-                       keep ? &saved->attention : nullptr);
-  middle_TH.add_(x_TH);
-  const at::Tensor normed_TH =
-      ops::RmsNormForward(middle_TH, weights.post_attention_norm_H, c.rms_norm_eps);
+  ops::RmsNormOutput normed = ops::RmsNormForward(x_TH, weights.input_norm_H, c.rms_norm_eps);
+  at::Tensor middle_TH = AttentionForward(context, layer_, weights.attention, normed.y_RD,
+                                          keep ? &saved->attention : nullptr);
+  normed = ops::AddRmsNormForward(middle_TH, x_TH, weights.post_attention_norm_H, c.rms_norm_eps);
   at::Tensor y_TH;
   if (is_moe()) {
     const HeldBucket held(store_, buckets_.experts);
     y_TH = MoeForward(context, weights.router_EH,
-                      ViewExperts(c, *buckets_.experts_layout, held.flat()), normed_TH,
+                      ViewExperts(c, *buckets_.experts_layout, held.flat()), normed.y_RD, middle_TH,
                       saved != nullptr ? &saved->moe : nullptr, sums);
   } else {
-    y_TH = MlpForward(weights.mlp, normed_TH, keep ? &saved->mlp : nullptr);
+    y_TH = MlpForward(weights.mlp, normed.y_RD, keep ? &saved->mlp : nullptr);
+    y_TH.add_(middle_TH);
   }
-  y_TH.add_(middle_TH);
   if (saved != nullptr) {
     saved->x_TH = x_TH;
     if (keep) {
@@ -55,16 +52,16 @@ at::Tensor Block::Forward(const BatchContext& context, const at::Tensor& x_TH, b
 void Block::Recompute(const BatchContext& context, const LayerParameters& weights,
                       const ExpertParameters& experts, BlockSaved* saved) const {
   const ModelConfig& c = context.config;
-  saved->middle_TH = AttentionForward(
-      context, layer_, weights.attention,
-      ops::RmsNormForward(saved->x_TH, weights.input_norm_H, c.rms_norm_eps), &saved->attention);
-  saved->middle_TH.add_(saved->x_TH);
-  const at::Tensor normed_TH =
-      ops::RmsNormForward(saved->middle_TH, weights.post_attention_norm_H, c.rms_norm_eps);
+  ops::RmsNormOutput normed =
+      ops::RmsNormForward(saved->x_TH, weights.input_norm_H, c.rms_norm_eps);
+  saved->middle_TH =
+      AttentionForward(context, layer_, weights.attention, normed.y_RD, &saved->attention);
+  normed = ops::AddRmsNormForward(saved->middle_TH, saved->x_TH, weights.post_attention_norm_H,
+                                  c.rms_norm_eps);
   if (is_moe()) {
-    MoeRecompute(context, weights.router_EH, experts, normed_TH, &saved->moe);
+    MoeRecompute(context, experts, normed.y_RD, &saved->moe);
   } else {
-    MlpRecompute(weights.mlp, normed_TH, &saved->mlp);
+    MlpRecompute(weights.mlp, normed.y_RD, &saved->mlp);
   }
 }
 
@@ -73,40 +70,48 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
   const ModelConfig& c = context.config;
   const HeldBucket dense(store_, buckets_.dense);
   const LayerParameters weights = ViewLayer(c, *buckets_.dense_layout, dense.flat());
-  const LayerParameters gradients =
-      ViewLayer(c, *buckets_.dense_layout, GradientToAddTo(store_, buckets_.dense));
+  const GradientBuffer dense_gradient = store_.Gradient(buckets_.dense);
+  const LayerParameters gradients = ViewLayer(c, *buckets_.dense_layout, dense_gradient.flat);
+  const bool accumulate = dense_gradient.accumulate;
 
   at::Tensor dmiddle_TH;
   {
     std::optional<HeldBucket> held;
-    ExpertParameters experts, dexperts;
+    ExpertParameters experts;
+    MoeGradients moe_gradients;
     if (is_moe()) {
       held.emplace(store_, buckets_.experts);
       experts = ViewExperts(c, *buckets_.experts_layout, held->flat());
-      dexperts =
-          ViewExperts(c, *buckets_.experts_layout, GradientToAddTo(store_, buckets_.experts));
     }
     if (!saved.middle_TH.defined()) Recompute(context, weights, experts, &saved);
-    const at::Tensor normed_TH =
+    if (is_moe()) {
+      const GradientBuffer gradient = store_.Gradient(buckets_.experts);
+      moe_gradients = {gradients.router_EH, accumulate,
+                       ViewExperts(c, *buckets_.experts_layout, gradient.flat),
+                       gradient.accumulate};
+    }
+    const ops::RmsNormOutput normed =
         ops::RmsNormForward(saved.middle_TH, weights.post_attention_norm_H, c.rms_norm_eps);
     const at::Tensor dnormed_TH =
-        is_moe() ? MoeBackward(context, weights.router_EH, experts, dy_TH, normed_TH, daux_E,
-                               &saved.moe, gradients.router_EH, dexperts)
-                 : MlpBackward(weights.mlp, dy_TH, normed_TH, saved.mlp, gradients.mlp);
-    dmiddle_TH = ops::RmsNormBackward(dnormed_TH, saved.middle_TH, weights.post_attention_norm_H,
-                                      c.rms_norm_eps, gradients.post_attention_norm_H);
+        is_moe()
+            ? MoeBackward(context, weights.router_EH, experts, dy_TH, normed.y_RD, daux_E,
+                          &saved.moe, moe_gradients)
+            : MlpBackward(weights.mlp, dy_TH, normed.y_RD, saved.mlp, gradients.mlp, accumulate);
+    dmiddle_TH = ops::RmsNormBackward(dnormed_TH, saved.middle_TH, normed.inverse_rms_R,
+                                      weights.post_attention_norm_H, c.rms_norm_eps, dy_TH,
+                                      gradients.post_attention_norm_H, accumulate);
   }
   if (is_moe()) store_.GradientDone(buckets_.experts);
   saved.middle_TH.reset();
-  dmiddle_TH.add_(dy_TH);
 
+  const ops::RmsNormOutput normed =
+      ops::RmsNormForward(saved.x_TH, weights.input_norm_H, c.rms_norm_eps);
   const at::Tensor dnormed_TH =
-      AttentionBackward(context, layer_, weights.attention, dmiddle_TH,
-                        ops::RmsNormForward(saved.x_TH, weights.input_norm_H, c.rms_norm_eps),
-                        saved.attention, gradients.attention);
-  at::Tensor dx_TH = ops::RmsNormBackward(dnormed_TH, saved.x_TH, weights.input_norm_H,
-                                          c.rms_norm_eps, gradients.input_norm_H);
-  dx_TH.add_(dmiddle_TH);
+      AttentionBackward(context, layer_, weights.attention, dmiddle_TH, normed.y_RD,
+                        saved.attention, gradients.attention, accumulate);
+  const at::Tensor dx_TH =
+      ops::RmsNormBackward(dnormed_TH, saved.x_TH, normed.inverse_rms_R, weights.input_norm_H,
+                           c.rms_norm_eps, dmiddle_TH, gradients.input_norm_H, accumulate);
   store_.GradientDone(buckets_.dense);
   return dx_TH;
 }

@@ -29,16 +29,21 @@ enum class AuxLoss {
 enum class ActivationMemory {
   kLean,           // keep residuals, q/k/v, attention output, router choice, experts' gate and up
   kFullRecompute,  // keep block inputs and the router's choice; compute the rest again
+  kOffload,        // as kFullRecompute, with the block inputs in pinned host memory; on the CPU the
+                   // same as kFullRecompute
 };
 
 struct DecoderOptions {
   AuxLoss aux_loss = AuxLoss::kOff;
   ActivationMemory activation_memory = ActivationMemory::kLean;
+  bool deterministic = false;     // on CUDA: attention's backward too gives the same bits each time
   bool router_fp32 = false;       // router logits in fp32 instead of the weights' dtype
   int64_t loss_chunk_tokens = 0;  // tokens whose logits exist at a time; 0: by vocabulary size
 };
 
-// One micro-batch, documents back to back. T = 0 (with cu_seqlens {0}) is valid.
+// One micro-batch, documents back to back. T = 0 (with cu_seqlens {0}) is valid. Tensors are on the
+// CPU, pinned or not; the decoder checks them there and copies them to the device of the store's
+// buckets without waiting for it.
 struct DecoderBatch {
   at::Tensor tokens_T;              // int64
   at::Tensor targets_T;             // int64: the token to predict, or -100
@@ -46,17 +51,19 @@ struct DecoderBatch {
   std::vector<int64_t> cu_seqlens;  // [documents + 1], 0 first, T last
 };
 
+// Tensors are on the device of the store's buckets: read them once per step, not per micro-batch.
 struct LossSums {
-  double ce_sum = 0;           // cross entropy, summed over the supervised tokens; natural log
+  at::Tensor ce_sum;           // float64, 0-dim: cross entropy, summed over the supervised tokens
   int64_t supervised = 0;      // their number
-  double aux = 0;              // aux_scale x auxiliary loss of this micro-batch
-  at::Tensor token_copies_LE;  // int64, on the CPU: copies that this rank's tokens sent to each
-                               // expert (all experts, not only local ones)
+  at::Tensor aux;              // float64, 0-dim: aux_scale x auxiliary loss of this micro-batch
+  at::Tensor token_copies_LE;  // int64: copies that this rank's tokens sent to each expert (all
+                               // experts, not only local ones)
 };
 
 // One thread. Collective where the store and the dispatcher are: all ranks make the same calls in
 // the same order, also with T = 0. Reduction orders are fixed: the same bits in every run with the
-// same number of threads.
+// same number of threads. On CUDA everything is queued on the current stream; in bf16 nothing waits
+// for the device.
 // Errors (exceptions): a batch whose tensors contradict each other or whose ids are outside the
 // vocabulary, with both numbers.
 class Decoder {

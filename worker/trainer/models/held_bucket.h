@@ -25,13 +25,6 @@ class HeldBucket {
   at::Tensor flat_;
 };
 
-// The bucket's gradient for operations that only add: cleared where its contents are undefined.
-inline at::Tensor GradientToAddTo(ParameterStore& store, int bucket) {
-  GradientBuffer buffer = store.Gradient(bucket);
-  if (!buffer.accumulate) buffer.flat.zero_();
-  return buffer.flat;
-}
-
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_WORKER_TRAINER_MODELS_HELD_BUCKET_H_

@@ -16,23 +16,28 @@ struct MemoryPlanInput {
   int64_t microbatch_tokens = 0;  // local_batch_size x row length
   int64_t weight_bytes = 4;       // of one weight in training: 4 fp32, 2 bf16
   int64_t moment_bytes = 4;
+  int64_t gradient_bytes = 4;
+  bool exact_master = true;  // of bf16 weights: 2 bytes more
   bool full_recompute = false;
+  bool offload = false;  // with full_recompute: block inputs on the host
+  bool on_gpu = false;
   bool reshard_after_forward = true;
   int64_t loss_chunk_tokens = 0;  // 0: the trainer's default
 };
 
 struct MemoryPlan {
   int64_t weights = 0;      // this rank's shards
-  int64_t gradients = 0;    // fp32 shards and the buckets being accumulated
+  int64_t gradients = 0;    // shards and the buckets being accumulated
   int64_t optimizer = 0;    // moments, and the 16-bit remainder of bf16 weights
   int64_t activations = 0;  // saved by the forward of one micro-batch
   int64_t buffers = 0;      // gathered buckets, dispatch buffers, logits chunk
   int64_t total() const { return weights + gradients + optimizer + activations + buffers; }
 };
 
-// Tokens whose logits exist at a time when nothing else is asked for: fp32 logits of about 64 MiB,
-// but at least 256 tokens, so that the head's matrix products stay large.
-int64_t DefaultLossChunkTokens(const ModelConfig& config);
+// Tokens whose logits exist at a time when nothing else is asked for. On the CPU, fp32 logits of
+// about 64 MiB; on a GPU, bf16 logits of about 300 MiB, which keep its products busy; at least 256
+// tokens.
+int64_t DefaultLossChunkTokens(const ModelConfig& config, bool on_gpu);
 
 // ep_size must divide world_size and num_experts (checked by the callers' Validate).
 // Received rows are taken as balanced over the ranks. Full buckets of gradients are counted as if

@@ -46,6 +46,16 @@ TEST(MemoryPlanTest, HalfPrecisionKeepsAnExactMasterInSixteenMoreBits) {
   EXPECT_EQ(PlanMemory(Small(), input).optimizer, (8 + 2) * parameters);
 }
 
+TEST(MemoryPlanTest, EightBytesAParameterWithoutMasterAndWithHalfPrecisionEverywhere) {
+  MemoryPlanInput input = OneRank();
+  input.weight_bytes = 2;
+  input.moment_bytes = 2;
+  input.gradient_bytes = 2;
+  input.exact_master = false;
+  const MemoryPlan plan = PlanMemory(Small(), input);
+  EXPECT_EQ(plan.weights + plan.gradients + plan.optimizer, 8 * CountParameters(Small()));
+}
+
 TEST(MemoryPlanTest, ShardsAddUpToTheModel) {
   for (int64_t ep : {1, 2, 4}) {
     MemoryPlanInput input = OneRank();
@@ -86,6 +96,9 @@ TEST(MemoryPlanTest, RecomputingKeepsLess) {
   const int64_t full = PlanMemory(Small(), input).activations;
   EXPECT_LT(full, lean / 2);
   EXPECT_GE(full, 512 * 4 * 64 * 5);  // five residual streams at least
+  input.offload = true;
+  // Of four layers' inputs, two are on the device at a time.
+  EXPECT_EQ(PlanMemory(Small(), input).activations, full - 2 * 512 * 4 * 64);
 }
 
 TEST(MemoryPlanTest, ActivationsGrowWithTheMicrobatchOnly) {
@@ -93,7 +106,8 @@ TEST(MemoryPlanTest, ActivationsGrowWithTheMicrobatchOnly) {
   const MemoryPlan one = PlanMemory(Small(), input);
   input.microbatch_tokens *= 2;
   const MemoryPlan two = PlanMemory(Small(), input);
-  EXPECT_EQ(two.activations, 2 * one.activations);
+  // But for where the rows of the experts begin, in three layers.
+  EXPECT_EQ(two.activations, 2 * one.activations - 3 * (8 + 1) * 4);
   EXPECT_EQ(two.weights, one.weights);
 }
 
@@ -104,8 +118,10 @@ TEST(MemoryPlanTest, LogitsNeverExistWhole) {
   ModelConfig config = Small();
   config.vocab_size = 1000000;
   EXPECT_LT(PlanMemory(config, input).buffers, (int64_t{1} << 20) * 1000000);
-  EXPECT_EQ(DefaultLossChunkTokens(config), 256);
-  EXPECT_EQ(DefaultLossChunkTokens(Small()), (16 << 20) / 1000);
+  EXPECT_EQ(DefaultLossChunkTokens(config, false), 256);
+  EXPECT_EQ(DefaultLossChunkTokens(Small(), false), (16 << 20) / 1000);
+  config.vocab_size = 151936;
+  EXPECT_EQ(DefaultLossChunkTokens(config, true), 1024);
 }
 
 }  // namespace

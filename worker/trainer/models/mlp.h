@@ -16,10 +16,10 @@ struct MlpSaved {
 at::Tensor MlpForward(const MlpParameters& weights, const at::Tensor& x_TH, MlpSaved* saved);
 // Everything of the forward that the backward needs, without the down projection.
 void MlpRecompute(const MlpParameters& weights, const at::Tensor& x_TH, MlpSaved* saved);
-// Returns dx; adds to `gradients`.
+// Returns dx; adds to `gradients`, or overwrites them.
 at::Tensor MlpBackward(const MlpParameters& weights, const at::Tensor& dy_TH,
                        const at::Tensor& x_TH, const MlpSaved& saved,
-                       const MlpParameters& gradients);
+                       const MlpParameters& gradients, bool accumulate);
 
 }  // namespace switchyard
 

@@ -65,6 +65,8 @@ inline DecoderBatch DrawBatch(uint64_t seed, const std::vector<int64_t>& lengths
   return batch;
 }
 
+inline double Value(const at::Tensor& scalar) { return scalar.item<double>(); }
+
 inline std::vector<at::Tensor> Gradients(LocalParameterStore& store) {
   std::vector<at::Tensor> out;
   for (size_t b = 0; b < store.buckets().size(); ++b) {

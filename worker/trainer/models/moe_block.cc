@@ -4,67 +4,74 @@
 
 #include <utility>
 
-#include "worker/trainer/models/experts.h"
 #include "worker/trainer/models/router.h"
+#include "worker/trainer/ops/experts.h"
 
 namespace switchyard {
 namespace {
 
-// Gate and up of the rows that this rank received, and their routing weights.
-void Compute(const BatchContext& context, const ExpertParameters& experts, const at::Tensor& x_TH,
-             MoeSaved* saved) {
-  const DispatchPlan& plan = *saved->plan;
-  const at::Tensor rows_NH = context.dispatcher.Dispatch(plan, x_TH);
-  saved->weights_N = context.dispatcher.DispatchScalars(plan, saved->choice.weights_TK);
-  saved->z_N2F = ExpertsGateUp(experts, rows_NH, plan.rows_per_expert);
+at::Tensor DownGradients(const DispatchPlan& plan, const ExpertParameters& experts,
+                         at::Tensor dy_NH, MoeSaved* saved, const MoeGradients& gradients,
+                         at::Tensor* dweights_PN) {
+  ops::ExpertsDownGradients down = ops::ExpertsDownBackward(dy_NH, saved->z_N2F, experts.down_EHF,
+                                                            saved->weights_N, plan.offsets_E1);
+  saved->z_N2F.reset();
+  ops::ExpertsBackwardWeight(dy_NH, down.h_NF, plan.offsets_E1, gradients.experts.down_EHF,
+                             gradients.accumulate_experts);
+  *dweights_PN = std::move(down.dweights_PN);
+  return std::move(down.dz_N2F);
 }
 
 }  // namespace
 
-void MoeSaved::KeepDecisionOnly() {
-  choice = {};
-  weights_N.reset();
-  z_N2F.reset();
-}
-
 at::Tensor MoeForward(const BatchContext& context, const at::Tensor& router_EH,
-                      const ExpertParameters& experts, const at::Tensor& x_TH, MoeSaved* saved,
-                      RoutingSums* sums) {
+                      const ExpertParameters& experts, const at::Tensor& x_TH,
+                      const at::Tensor& residual_TH, MoeSaved* saved, RoutingSums* sums) {
   MoeSaved local;
   MoeSaved& now = saved != nullptr ? *saved : local;
   now.choice = RouterForward(context, router_EH, x_TH);
-  now.ids_TK = now.choice.ids_TK;
-  if (sums != nullptr) {
-    sums->copies_E = at::bincount(now.ids_TK.reshape({-1}), {}, router_EH.size(0));
-    sums->prob_sums_E = now.choice.probs_TE.sum(0, /*keepdim=*/false, at::kDouble);
-  }
-  now.plan = context.dispatcher.Plan(now.ids_TK);
-  Compute(context, experts, x_TH, &now);
-  return context.dispatcher.Combine(
-      *now.plan, ExpertsDown(experts, now.z_N2F, now.weights_N, now.plan->rows_per_expert));
+  now.plan = context.dispatcher.Plan(now.choice.by_expert);
+  if (sums != nullptr) *sums = {now.choice.by_expert.offsets_E1, now.choice.prob_sums_E};
+  const DispatchPlan& plan = *now.plan;
+  DispatchedRows sent = context.dispatcher.Dispatch(plan, x_TH, now.choice.weights_TK);
+  now.choice.weights_TK.reset();
+  now.weights_N = std::move(sent.weights_N);
+  ops::ExpertsUp up =
+      ops::ExpertsUpForward(sent.rows_NH, experts.gate_up_E2FH, now.weights_N, plan.offsets_E1);
+  sent.rows_NH.reset();
+  now.z_N2F = std::move(up.z_N2F);
+  const at::Tensor y_NH = ops::ExpertsDownForward(up.h_NF, experts.down_EHF, plan.offsets_E1);
+  up.h_NF.reset();
+  return context.dispatcher.Combine(plan, y_NH, residual_TH);
 }
 
-void MoeRecompute(const BatchContext& context, const at::Tensor& router_EH,
-                  const ExpertParameters& experts, const at::Tensor& x_TH, MoeSaved* saved) {
-  saved->choice = RouterReplay(context, router_EH, x_TH, saved->ids_TK);
-  Compute(context, experts, x_TH, saved);
+void MoeRecompute(const BatchContext& context, const ExpertParameters& experts,
+                  const at::Tensor& x_TH, MoeSaved* saved) {
+  const DispatchPlan& plan = *saved->plan;
+  const DispatchedRows sent = context.dispatcher.Dispatch(plan, x_TH, {});
+  saved->z_N2F =
+      ops::ExpertsUpForward(sent.rows_NH, experts.gate_up_E2FH, saved->weights_N, plan.offsets_E1)
+          .z_N2F;
 }
 
 at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
                        const ExpertParameters& experts, const at::Tensor& dy_TH,
                        const at::Tensor& x_TH, const at::Tensor& daux_E, MoeSaved* saved,
-                       at::Tensor drouter_EH, const ExpertParameters& dexperts) {
+                       const MoeGradients& gradients) {
   TokenDispatcher& dispatcher = context.dispatcher;
   const DispatchPlan& plan = *saved->plan;
-  // Each rank's rows are dispatched a second time instead of being kept from the forward.
-  const ExpertsGradients experts_gradients = ExpertsBackward(
-      experts, dispatcher.Dispatch(plan, dy_TH), [&] { return dispatcher.Dispatch(plan, x_TH); },
-      std::move(saved->z_N2F), saved->weights_N, plan.rows_per_expert, dexperts);
-  at::Tensor dx_TH = dispatcher.Combine(plan, experts_gradients.drows_NH);
-  const at::Tensor dweights_TK = dispatcher.ReturnScalars(plan, experts_gradients.dweights_N);
-  dx_TH.add_(
-      RouterBackward(context, router_EH, dweights_TK, daux_E, x_TH, saved->choice, drouter_EH));
-  return dx_TH;
+  at::Tensor dweights_PN;
+  at::Tensor dz_N2F = DownGradients(plan, experts, dispatcher.Dispatch(plan, dy_TH, {}).rows_NH,
+                                    saved, gradients, &dweights_PN);
+  // The rows are dispatched a second time instead of being kept from the forward.
+  ops::ExpertsBackwardWeight(dz_N2F, dispatcher.Dispatch(plan, x_TH, {}).rows_NH, plan.offsets_E1,
+                             gradients.experts.gate_up_E2FH, gradients.accumulate_experts);
+  at::Tensor drows_NH = ops::ExpertsUpBackward(dz_N2F, experts.gate_up_E2FH, plan.offsets_E1);
+  dz_N2F.reset();
+  const CombinedGradients combined = dispatcher.CombineGradients(plan, drows_NH, dweights_PN);
+  RouterBackward(context, router_EH, combined.dweights_TK, daux_E, x_TH, saved->choice,
+                 combined.dx_TH, gradients.router_EH, gradients.accumulate_router);
+  return combined.dx_TH;
 }
 
 }  // namespace switchyard

@@ -17,38 +17,44 @@ namespace switchyard {
 
 struct MoeSaved {
   // The decision. Kept under full recomputation too: it is replayed, never taken again.
-  at::Tensor ids_TK;
+  ops::RouterChoice choice;  // without weights_TK
   std::unique_ptr<DispatchPlan> plan;
-  // The rest of the lean set.
-  ops::RouterChoice choice;
   at::Tensor weights_N;  // routing weights of the received rows
+  // The rest of the lean set.
   at::Tensor z_N2F;
 
-  void KeepDecisionOnly();
+  void KeepDecisionOnly() { z_N2F.reset(); }
 };
 
 // What one layer's routing tells the auxiliary loss and the metrics.
 struct RoutingSums {
-  at::Tensor copies_E;     // int64
-  at::Tensor prob_sums_E;  // float64
+  at::Tensor offsets_E1;   // int32: of the copies that this rank's tokens send, by expert
+  at::Tensor prob_sums_E;  // undefined without context.prob_sums
 };
 
 // Collective, as all of these: the same calls on every rank, also with T = 0. x_TH is the normed
-// input. `saved` may be null; `sums` may be null.
+// input; the residual is added to the result. `saved` may be null; `sums` may be null.
 at::Tensor MoeForward(const BatchContext& context, const at::Tensor& router_EH,
-                      const ExpertParameters& experts, const at::Tensor& x_TH, MoeSaved* saved,
-                      RoutingSums* sums);
+                      const ExpertParameters& experts, const at::Tensor& x_TH,
+                      const at::Tensor& residual_TH, MoeSaved* saved, RoutingSums* sums);
 
 // Fills the lean set again from the decision in `saved`.
-void MoeRecompute(const BatchContext& context, const at::Tensor& router_EH,
-                  const ExpertParameters& experts, const at::Tensor& x_TH, MoeSaved* saved);
+void MoeRecompute(const BatchContext& context, const ExpertParameters& experts,
+                  const at::Tensor& x_TH, MoeSaved* saved);
 
-// Returns dx; adds to the gradients; consumes z of `saved`. daux_E: the auxiliary loss's gradient
-// by each expert's probability, or undefined.
+// Where the block's gradients go: added, or overwritten.
+struct MoeGradients {
+  at::Tensor router_EH;
+  bool accumulate_router = true;
+  ExpertParameters experts;
+  bool accumulate_experts = true;
+};
+// Returns dx, without the residual's part; consumes z of `saved`. daux_E: the auxiliary loss's
+// gradient by each expert's probability, or undefined.
 at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
                        const ExpertParameters& experts, const at::Tensor& dy_TH,
                        const at::Tensor& x_TH, const at::Tensor& daux_E, MoeSaved* saved,
-                       at::Tensor drouter_EH, const ExpertParameters& dexperts);
+                       const MoeGradients& gradients);
 
 }  // namespace switchyard
 

@@ -11,17 +11,15 @@
 
 namespace switchyard {
 
-// Logits in the dtype of x, as Transformers, or in fp32 with context.router_fp32.
+// Logits in the dtype of x, as Transformers, or in fp32 with context.router_fp32. Weights are
+// rounded to the dtype of x.
 ops::RouterChoice RouterForward(const BatchContext& context, const at::Tensor& weight_EH,
                                 const at::Tensor& x_TH);
-// The same tokens again with the experts they were given.
-ops::RouterChoice RouterReplay(const BatchContext& context, const at::Tensor& weight_EH,
-                               const at::Tensor& x_TH, const at::Tensor& ids_TK);
-// Returns dx; adds to dweight_EH. daux_E: see ops::RouterBackward; may be undefined.
-at::Tensor RouterBackward(const BatchContext& context, const at::Tensor& weight_EH,
-                          const at::Tensor& dweights_TK, const at::Tensor& daux_E,
-                          const at::Tensor& x_TH, const ops::RouterChoice& choice,
-                          at::Tensor dweight_EH);
+// Adds to dx_TH. daux_E: see ops::RouterBackward; may be undefined.
+void RouterBackward(const BatchContext& context, const at::Tensor& weight_EH,
+                    const at::Tensor& dweights_TK, const at::Tensor& daux_E, const at::Tensor& x_TH,
+                    const ops::RouterChoice& choice, at::Tensor dx_TH, at::Tensor dweight_EH,
+                    bool accumulate);
 
 }  // namespace switchyard
 

@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 #include "worker/trainer/ops/cross_entropy.h"
 #include "worker/trainer/ops/embedding.h"
+#include "worker/trainer/ops/experts.h"
 #include "worker/trainer/ops/permute.h"
 #include "worker/trainer/ops/rms_norm.h"
 #include "worker/trainer/ops/rope.h"
@@ -41,20 +42,26 @@ TEST(RmsNormTest, RoundsTwiceInHalfPrecision) {
   const at::Tensor w = (Draw({33}) + 1).to(at::kBFloat16);
   const at::Tensor wide = x.to(at::kFloat);
   const at::Tensor normed = (wide * at::rsqrt(wide.pow(2).mean(-1, true) + 1e-6)).to(at::kBFloat16);
-  EXPECT_TRUE(at::equal(RmsNormForward(x, w, 1e-6), normed * w));
+  EXPECT_TRUE(at::equal(RmsNormForward(x, w, 1e-6).y_RD, normed * w));
+  const at::Tensor residual = Draw({50, 33}).to(at::kBFloat16);
+  const at::Tensor sum = x.clone();
+  const at::Tensor y = AddRmsNormForward(sum, residual, w, 1e-6).y_RD;
+  EXPECT_TRUE(at::equal(sum, x + residual));
+  EXPECT_TRUE(at::equal(y, RmsNormForward(sum, w, 1e-6).y_RD));
 }
 
 TEST(RmsNormTest, BackwardEqualsFiniteDifferences) {
   at::manual_seed(2);
   const at::Tensor x = Draw({4, 3, 7}), w = Draw({7}), dy = Draw({4, 3, 7});
   at::Tensor dw = at::ones({7}, at::kDouble);  // added to, not overwritten
-  const at::Tensor dx = RmsNormBackward(dy, x, w, 1e-2, dw);
+  const at::Tensor passed = Draw(x.sizes());
+  const at::Tensor dx = RmsNormBackward(dy, x, {}, w, 1e-2, passed, dw, true) - passed;
   const at::Tensor ex = Draw(x.sizes()), ew = Draw(w.sizes());
   const auto of_x = [&](const at::Tensor& v) {
-    return (RmsNormForward(v, w, 1e-2) * dy).sum().item<double>();
+    return (RmsNormForward(v, w, 1e-2).y_RD * dy).sum().item<double>();
   };
   const auto of_w = [&](const at::Tensor& v) {
-    return (RmsNormForward(x, v, 1e-2) * dy).sum().item<double>();
+    return (RmsNormForward(x, v, 1e-2).y_RD * dy).sum().item<double>();
   };
   EXPECT_NEAR((dx * ex).sum().item<double>(), Slope(of_x, x, ex), 1e-6);
   EXPECT_NEAR(((dw - 1) * ew).sum().item<double>(), Slope(of_w, w, ew), 1e-6);
@@ -63,7 +70,8 @@ TEST(RmsNormTest, BackwardEqualsFiniteDifferences) {
 TEST(RopeTest, RotatesPairsByTheirAngleAndBack) {
   at::manual_seed(3);
   const at::Tensor frequencies = at::tensor({1.0, 0.1}, at::kFloat);
-  const RopeAngles angles = MakeRopeAngles(Ids({0, 5}), frequencies, 1.0, at::kDouble);
+  const RopeTable table = MakeRopeTable(frequencies, 1.0, 6, at::kDouble, at::kCPU);
+  const RopeAngles angles = MakeRopeAngles(table, Ids({0, 5}), at::kDouble);
   const at::Tensor x = Draw({2, 3, 4});
   const at::Tensor y = RopeForward(x, angles);
   EXPECT_TRUE(at::equal(y[0], x[0]));
@@ -111,20 +119,28 @@ TEST(SwigluTest, EqualsItsFormula) {
 TEST(EmbeddingTest, AddsRepeatedTokensAndSkipsThePaddingRow) {
   const at::Tensor dx = at::tensor({1.0, 2.0, 4.0, 8.0}, at::kFloat).unsqueeze(1);
   at::Tensor dw = at::ones({4, 1});
-  EmbeddingBackward(dx, Ids({2, 0, 2, 1}), /*padding_row=*/1, dw);
+  EmbeddingBackward(dx, Ids({2, 0, 2, 1}), /*padding_row=*/1, dw, /*accumulate=*/true);
   EXPECT_TRUE(at::equal(dw.squeeze(1), at::tensor({3.0, 1.0, 6.0, 1.0}, at::kFloat)));
+  EmbeddingBackward(dx, Ids({2, 0, 2, 1}), /*padding_row=*/1, dw, /*accumulate=*/false);
+  EXPECT_TRUE(at::equal(dw.squeeze(1), at::tensor({2.0, 0.0, 5.0, 0.0}, at::kFloat)));
 }
 
 TEST(PermuteTest, GroupsByExpertThenTokenThenK) {
   const at::Tensor ids = at::tensor(std::vector<int64_t>{2, 0, 0, 2, 1, 2}, at::kLong).view({3, 2});
   const Permutation p = MakePermutation(ids, 4);
-  EXPECT_THAT(p.rows_per_expert, ElementsAre(2, 1, 3, 0));
-  EXPECT_TRUE(at::equal(p.copy_of_row_N, Ids({1, 2, 4, 0, 3, 5})));
-  EXPECT_TRUE(at::equal(p.row_of_copy_N, Ids({3, 0, 1, 4, 2, 5})));
+  EXPECT_THAT(RowsPerExpert(p.offsets_E1), ElementsAre(2, 1, 3, 0));
+  EXPECT_TRUE(at::equal(p.row_of_TK, Ids({3, 0, 1, 4, 2, 5}).to(at::kInt)));
   const at::Tensor x = at::tensor({10.0, 20.0, 30.0}, at::kFloat).unsqueeze(1);
-  const at::Tensor rows = PermuteRows(x, p);
+  const at::Tensor s = at::tensor({0., 1., 2., 3., 4., 5.}, at::kFloat).view({3, 2});
+  const PermutedRows out = PermuteRows(x, s, p);
+  const at::Tensor& rows = out.rows_NH;
   EXPECT_TRUE(at::equal(rows.squeeze(1), at::tensor({10., 20., 30., 10., 20., 30.}, at::kFloat)));
-  EXPECT_TRUE(at::equal(UnpermuteSum(rows, p), 2 * x));
+  EXPECT_TRUE(at::equal(out.scalars_N, at::tensor({1., 2., 4., 0., 3., 5.}, at::kFloat)));
+  EXPECT_TRUE(at::equal(UnpermuteSum(rows, {}, p), 2 * x));
+  at::Tensor back;
+  EXPECT_TRUE(at::equal(
+      UnpermuteSum(rows, x, p, at::stack({out.scalars_N, 2 * out.scalars_N}), &back), 3 * x));
+  EXPECT_TRUE(at::equal(back, 3 * s));
 }
 
 TEST(PermuteTest, SumsInSinglePrecisionAndRoundsOnce) {
@@ -132,14 +148,14 @@ TEST(PermuteTest, SumsInSinglePrecisionAndRoundsOnce) {
   const Permutation p = MakePermutation(ids, 3);
   // In bf16 steps 256 + 1 is 256 and so is the sum; in fp32 it is 258, which bf16 can hold.
   const at::Tensor rows = at::tensor({256.0, 1.0, 1.0}, at::kFloat).to(at::kBFloat16).unsqueeze(1);
-  EXPECT_EQ(UnpermuteSum(rows, p).item<double>(), 258.0);
+  EXPECT_EQ(UnpermuteSum(rows, {}, p).item<double>(), 258.0);
 }
 
 TEST(PermuteTest, NoTokens) {
   const Permutation p = MakePermutation(at::empty({0, 2}, at::kLong), 3);
-  EXPECT_THAT(p.rows_per_expert, ElementsAre(0, 0, 0));
-  EXPECT_THAT(PermuteRows(at::empty({0, 5}), p).sizes(), ElementsAre(0, 5));
-  EXPECT_THAT(UnpermuteSum(at::empty({0, 5}), p).sizes(), ElementsAre(0, 5));
+  EXPECT_THAT(RowsPerExpert(p.offsets_E1), ElementsAre(0, 0, 0));
+  EXPECT_THAT(PermuteRows(at::empty({0, 5}), {}, p).rows_NH.sizes(), ElementsAre(0, 5));
+  EXPECT_THAT(UnpermuteSum(at::empty({0, 5}), {}, p).sizes(), ElementsAre(0, 5));
 }
 
 TEST(PermuteTest, RefusesUnknownExperts) {
@@ -150,39 +166,55 @@ TEST(PermuteTest, RefusesUnknownExperts) {
       ThrowsMessage<c10::Error>(HasSubstr("expert 3 of 3")));
 }
 
-TEST(RouterTest, ReplayRepeatsTheChoice) {
+RouterOptions TopK(int64_t top_k, bool normalize, at::ScalarType type = at::kDouble) {
+  RouterOptions options;
+  options.top_k = top_k;
+  options.normalize = normalize;
+  options.weights_type = type;
+  options.prob_sums = true;
+  return options;
+}
+
+TEST(RouterTest, ChoosesTheMostProbableAndLaysThemOut) {
   at::manual_seed(8);
   const at::Tensor logits = Draw({9, 6});
+  const at::Tensor probs = at::softmax(logits, 1);
+  const auto [best, ids] = at::topk(probs, 3, 1);
   for (bool normalize : {false, true}) {
-    const RouterChoice chosen = RouterForward(logits, 3, normalize);
-    const RouterChoice replayed = RouterReplay(logits, chosen.ids_TK, normalize);
-    EXPECT_TRUE(at::equal(chosen.weights_TK, replayed.weights_TK));
-    EXPECT_TRUE(at::equal(chosen.probs_TE, replayed.probs_TE));
-    if (normalize) {
-      EXPECT_TRUE(at::allclose(chosen.weights_TK.sum(1), at::ones({9}, at::kDouble)));
-    }
+    const RouterChoice chosen = RouterForward(logits, TopK(3, normalize));
+    EXPECT_TRUE(at::equal(chosen.ids_TK, ids.to(at::kInt)));
+    EXPECT_LE(Error(chosen.weights_TK, normalize ? best / best.sum(1, true) : best), 1e-15);
+    EXPECT_LE(Error(chosen.prob_sums_E, probs.sum(0)), 1e-12);
+    const Permutation want = MakePermutation(ids, 6);
+    EXPECT_TRUE(at::equal(chosen.by_expert.row_of_TK, want.row_of_TK));
+    EXPECT_TRUE(at::equal(chosen.by_expert.offsets_E1, want.offsets_E1));
   }
 }
 
-TEST(RouterTest, WeightsAreRoundedToTheLogits) {
+TEST(RouterTest, WeightsAreRoundedToTheActivations) {
   at::manual_seed(8);
-  const RouterChoice chosen = RouterForward(Draw({9, 6}).to(at::kBFloat16), 3, true);
-  EXPECT_EQ(chosen.weights_TK.scalar_type(), at::kBFloat16);
-  EXPECT_EQ(chosen.probs_TE.scalar_type(), at::kFloat);
+  const at::Tensor logits = Draw({9, 6}).to(at::kFloat);
+  const RouterChoice wide = RouterForward(logits, TopK(3, true, at::kFloat));
+  const RouterChoice rounded = RouterForward(logits, TopK(3, true, at::kBFloat16));
+  EXPECT_EQ(rounded.weights_TK.scalar_type(), at::kFloat);
+  EXPECT_FALSE(at::equal(rounded.weights_TK, wide.weights_TK));
+  EXPECT_TRUE(at::equal(rounded.weights_TK, wide.weights_TK.to(at::kBFloat16).to(at::kFloat)));
 }
 
 TEST(RouterTest, BackwardEqualsFiniteDifferences) {
   at::manual_seed(9);
   const at::Tensor logits = Draw({7, 5}), dweights = Draw({7, 2}), daux = Draw({5});
   for (bool normalize : {false, true}) {
-    const RouterChoice chosen = RouterForward(logits, 2, normalize);
-    const auto objective = [&](const at::Tensor& v) {
-      const RouterChoice c = RouterReplay(v, chosen.ids_TK, normalize);
-      return ((c.weights_TK * dweights).sum() + (c.probs_TE * daux).sum()).item<double>();
+    const RouterChoice chosen = RouterForward(logits, TopK(2, normalize));
+    const at::Tensor ids = chosen.ids_TK.to(at::kLong);
+    const auto objective = [&](const at::Tensor& v) {  // with the choice as it was
+      const at::Tensor probs = at::softmax(v, 1);
+      at::Tensor weights = probs.gather(1, ids);
+      if (normalize) weights = weights / weights.sum(1, true);
+      return ((weights * dweights).sum() + (probs * daux).sum()).item<double>();
     };
     const at::Tensor e = Draw(logits.sizes());
-    const at::Tensor got =
-        RouterBackward(dweights, chosen.probs_TE, chosen.ids_TK, normalize, daux, at::kDouble);
+    const at::Tensor got = RouterBackward(chosen, dweights, normalize, daux);
     EXPECT_NEAR((got * e).sum().item<double>(), Slope(objective, logits, e), 1e-6);
   }
 }
@@ -191,75 +223,98 @@ TEST(AuxLossTest, HasItsStatedValueAtBalance) {
   // 3 layers, 4 experts, 8 tokens, top 2: each expert gets 4 copies and probability 1/4.
   const at::Tensor counts = at::full({3, 4}, 4, at::kLong);
   const at::Tensor sums = at::full({3, 4}, 2.0, at::kDouble);
-  EXPECT_NEAR(HfAuxLoss(counts, sums, 8).value, 2.0, 1e-12);
-  EXPECT_NEAR(MegatronAuxLoss(counts, sums, 8, 2).value, 3.0, 1e-12);
+  EXPECT_NEAR(HfAuxLoss(counts, sums, 8).value.item<double>(), 2.0, 1e-12);
+  EXPECT_NEAR(MegatronAuxLoss(counts, sums, 8, 2).value.item<double>(), 3.0, 1e-12);
 }
 
 TEST(AuxLossTest, GradientEqualsFiniteDifferences) {
   at::manual_seed(10);
   const at::Tensor counts = at::randint(0, 9, {3, 4}, at::kLong);
   const at::Tensor sums = at::rand({3, 4}, at::kDouble), e = Draw({3, 4});
-  const auto hf = [&](const at::Tensor& v) { return HfAuxLoss(counts, v, 8).value; };
-  const auto megatron = [&](const at::Tensor& v) { return MegatronAuxLoss(counts, v, 8, 2).value; };
+  const auto hf = [&](const at::Tensor& v) { return HfAuxLoss(counts, v, 8).value.item<double>(); };
+  const auto megatron = [&](const at::Tensor& v) {
+    return MegatronAuxLoss(counts, v, 8, 2).value.item<double>();
+  };
   EXPECT_NEAR((HfAuxLoss(counts, sums, 8).dprob_LE * e).sum().item<double>(), Slope(hf, sums, e),
               1e-8);
   EXPECT_NEAR((MegatronAuxLoss(counts, sums, 8, 2).dprob_LE * e).sum().item<double>(),
               Slope(megatron, sums, e), 1e-8);
 }
 
+// Rows with a target of at least 0.
+Targets Supervised(const at::Tensor& targets) {
+  Targets out;
+  out.rows_S = targets.ge(0).nonzero().squeeze(1);
+  out.ids_S = targets.index_select(0, out.rows_S);
+  if (out.rows_S.numel() == targets.numel()) out.rows_S.reset();
+  return out;
+}
+
 TEST(CrossEntropyTest, DoesNotDependOnTheChunks) {
   at::manual_seed(11);
   const at::Tensor hidden = Draw({11, 5}), weight = Draw({13, 5});
-  at::Tensor targets = at::randint(0, 13, {11}, at::kLong);
-  targets[0] = -100;
-  targets[7] = -100;
-  const at::Tensor rows = targets.ne(-100).nonzero().squeeze(1);
-  const at::Tensor log_probs = at::log_softmax(at::mm(hidden, weight.t()), 1);
-  const double want = -log_probs.index_select(0, rows)
-                           .gather(1, targets.index_select(0, rows).unsqueeze(1))
-                           .sum()
-                           .item<double>();
-  at::Tensor first;
-  for (int64_t chunk : {1, 4, 9, 100}) {
-    at::Tensor dhidden = at::full({11, 5}, 9.0, at::kDouble);
-    at::Tensor dweight = at::zeros({13, 5}, at::kDouble);
-    const CrossEntropySums sums =
-        LinearCrossEntropyWithGradient(hidden, weight, targets, chunk, 0.5, dhidden, dweight);
-    EXPECT_NEAR(sums.sum, want, 1e-10);
-    EXPECT_EQ(sums.supervised, 9);
-    EXPECT_NEAR(LinearCrossEntropy(hidden, weight, targets, chunk).sum, want, 1e-10);
-    EXPECT_EQ(dhidden[7].abs().max().item<double>(), 0);
-    if (!first.defined()) first = dweight;
-    EXPECT_LE(Error(dweight, first), 1e-12);
+  const at::Tensor some = at::randint(0, 13, {11}, at::kLong);
+  at::Tensor all = some.clone();
+  some[0] = -100;
+  some[7] = -100;
+  for (const at::Tensor& ids : {some, all}) {
+    const Targets targets = Supervised(ids);
+    const at::Tensor log_probs = at::log_softmax(at::mm(hidden, weight.t()), 1);
+    const double want = -log_probs.gather(1, ids.clamp_min(0).unsqueeze(1))
+                             .squeeze(1)
+                             .masked_fill(ids.lt(0), 0)
+                             .sum()
+                             .item<double>();
+    at::Tensor first;
+    for (int64_t chunk : {1, 4, 9, 100}) {
+      CrossEntropyGradients d;
+      d.scale = 0.5;
+      d.dhidden_TH = at::full({11, 5}, 9.0, at::kDouble);
+      d.dweight_VH = at::full({13, 5}, 9.0, at::kDouble);
+      d.accumulate = false;
+      EXPECT_NEAR(LinearCrossEntropy(hidden, weight, targets, chunk, &d).item<double>(), want,
+                  1e-10);
+      EXPECT_NEAR(LinearCrossEntropy(hidden, weight, targets, chunk, nullptr).item<double>(), want,
+                  1e-10);
+      EXPECT_EQ(d.dhidden_TH[7].abs().max().item<double>() == 0, targets.rows_S.defined());
+      if (!first.defined()) first = d.dweight_VH;
+      EXPECT_LE(Error(d.dweight_VH, first), 1e-12);
+    }
   }
 }
 
 TEST(CrossEntropyTest, GradientEqualsFiniteDifferences) {
   at::manual_seed(12);
   const at::Tensor hidden = Draw({6, 5}), weight = Draw({13, 5});
-  const at::Tensor targets = Ids({3, -100, 0, 12, 3, -100});
-  at::Tensor dhidden = at::empty_like(hidden), dweight = at::zeros_like(weight);
-  LinearCrossEntropyWithGradient(hidden, weight, targets, 3, 0.7, dhidden, dweight);
+  const Targets targets = Supervised(Ids({3, -100, 0, 12, 3, -100}));
+  CrossEntropyGradients d;
+  d.scale = 0.7;
+  d.dhidden_TH = at::empty_like(hidden);
+  d.dweight_VH = at::ones_like(weight);  // added to
+  LinearCrossEntropy(hidden, weight, targets, 3, &d);
   const at::Tensor eh = Draw(hidden.sizes()), ew = Draw(weight.sizes());
   const auto of_hidden = [&](const at::Tensor& v) {
-    return 0.7 * LinearCrossEntropy(v, weight, targets, 3).sum;
+    return 0.7 * LinearCrossEntropy(v, weight, targets, 3, nullptr).item<double>();
   };
   const auto of_weight = [&](const at::Tensor& v) {
-    return 0.7 * LinearCrossEntropy(hidden, v, targets, 3).sum;
+    return 0.7 * LinearCrossEntropy(hidden, v, targets, 3, nullptr).item<double>();
   };
-  EXPECT_NEAR((dhidden * eh).sum().item<double>(), Slope(of_hidden, hidden, eh), 1e-6);
-  EXPECT_NEAR((dweight * ew).sum().item<double>(), Slope(of_weight, weight, ew), 1e-6);
+  EXPECT_NEAR((d.dhidden_TH * eh).sum().item<double>(), Slope(of_hidden, hidden, eh), 1e-6);
+  EXPECT_NEAR(((d.dweight_VH - 1) * ew).sum().item<double>(), Slope(of_weight, weight, ew), 1e-6);
 }
 
 TEST(CrossEntropyTest, WithoutTargetsNothingHappens) {
   const at::Tensor hidden = at::ones({3, 2}), weight = at::ones({4, 2});
-  at::Tensor dhidden = at::ones({3, 2}), dweight = at::ones({4, 2});
-  const CrossEntropySums sums = LinearCrossEntropyWithGradient(
-      hidden, weight, at::full({3}, -100, at::kLong), 2, 1.0, dhidden, dweight);
-  EXPECT_EQ(sums.sum, 0);
-  EXPECT_EQ(sums.supervised, 0);
-  EXPECT_EQ(dhidden.abs().max().item<double>(), 0);
-  EXPECT_TRUE(at::equal(dweight, at::ones({4, 2})));
+  const Targets targets = Supervised(at::full({3}, -100, at::kLong));
+  for (bool accumulate : {true, false}) {
+    CrossEntropyGradients d;
+    d.dhidden_TH = at::ones({3, 2});
+    d.dweight_VH = at::ones({4, 2});
+    d.accumulate = accumulate;
+    EXPECT_EQ(LinearCrossEntropy(hidden, weight, targets, 2, &d).item<double>(), 0);
+    EXPECT_EQ(d.dhidden_TH.abs().max().item<double>(), 0);
+    EXPECT_EQ(d.dweight_VH.sum().item<double>(), accumulate ? 8 : 0);
+  }
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Copies each token once per chosen expert, so that one expert's rows are contiguous, and sums the
 // copies back.
 //
-// T tokens, K experts per token, H hidden, N = T K rows.
+// T tokens, K experts per token, H hidden, N = T K rows, E experts, P partial sums. CUDA, bf16:
+// H % 8 == 0, H <= 16384, K <= 32; else composed of ATen's operations.
 #ifndef SWITCHYARD_WORKER_TRAINER_OPS_PERMUTE_H_
 #define SWITCHYARD_WORKER_TRAINER_OPS_PERMUTE_H_
 
@@ -14,19 +15,31 @@ namespace switchyard::ops {
 
 // Rows by expert, ascending; inside an expert by token, then k.
 struct Permutation {
+  int64_t num_tokens = 0;
   int64_t top_k = 0;
-  at::Tensor copy_of_row_N;              // int64: row n is copy (token * K + k)
-  at::Tensor row_of_copy_N;              // int64: the inverse
-  std::vector<int64_t> rows_per_expert;  // [num_experts]
+  at::Tensor row_of_TK;   // int32: the row of each copy
+  at::Tensor offsets_E1;  // int32: the first row of each expert, and N
 };
 
-// ids int64 [T, K], contiguous or not. Errors: an id outside [0, num_experts).
+// ids [T, K], int32 or int64. Errors: an id outside [0, num_experts); on CUDA not checked.
 Permutation MakePermutation(const at::Tensor& ids_TK, int64_t num_experts);
 
-// [T, H] -> [N, H], any dtype.
-at::Tensor PermuteRows(const at::Tensor& x_TH, const Permutation& permutation);
-// [N, H] -> [T, H]: sums in the accumulation dtype in ascending order of k, rounded once.
-at::Tensor UnpermuteSum(const at::Tensor& rows_NH, const Permutation& permutation);
+// Rows of each expert, on the host: waits for the device when the offsets are there.
+std::vector<int64_t> RowsPerExpert(const at::Tensor& offsets_E1);
+
+struct PermutedRows {
+  at::Tensor rows_NH;
+  at::Tensor scalars_N;  // undefined without scalars
+};
+// [T, H] -> [N, H], any dtype; with scalars [T, K] (undefined: none) -> [N].
+PermutedRows PermuteRows(const at::Tensor& x_TH, const at::Tensor& scalars_TK,
+                         const Permutation& permutation);
+// [N, H] -> [T, H]: sums in the accumulation dtype in ascending order of k, then the residual
+// [T, H] (undefined: none), rounded once. With `scalars_TK` also the way back of scalars: each is
+// the sum over P of scalars_PN at its row.
+at::Tensor UnpermuteSum(const at::Tensor& rows_NH, const at::Tensor& residual_TH,
+                        const Permutation& permutation, const at::Tensor& scalars_PN = {},
+                        at::Tensor* scalars_TK = nullptr);
 
 }  // namespace switchyard::ops
 

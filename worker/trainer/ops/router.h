@@ -1,6 +1,7 @@
 // The softmax router and its auxiliary losses.
 //
-// T tokens, E experts, K experts per token, L MoE layers.
+// T tokens, E experts, K experts per token, L MoE layers. CUDA, bf16 logits: E <= 512, K <= 16;
+// else composed of ATen's operations. Neither waits for the device.
 #ifndef SWITCHYARD_WORKER_TRAINER_OPS_ROUTER_H_
 #define SWITCHYARD_WORKER_TRAINER_OPS_ROUTER_H_
 
@@ -8,32 +9,41 @@
 
 #include <cstdint>
 
+#include "worker/trainer/ops/permute.h"
+
 namespace switchyard::ops {
 
-struct RouterChoice {
-  at::Tensor probs_TE;    // softmax of the logits, accumulation dtype
-  at::Tensor ids_TK;      // int64, most probable first
-  at::Tensor weights_TK;  // dtype of the logits
+struct RouterOptions {
+  int64_t top_k = 0;
+  bool normalize = false;                    // divide the chosen probabilities by their sum
+  at::ScalarType weights_type = at::kFloat;  // what weights are rounded to: the activations' dtype
+  bool prob_sums = false;
 };
 
-// Softmax over all experts in the accumulation dtype, then the K most probable; `normalize` divides
-// their weights by their sum. Weights are rounded to the dtype of the logits.
-RouterChoice RouterForward(const at::Tensor& logits_TE, int64_t top_k, bool normalize);
-// The same with ids that were chosen before: what a recomputed block uses.
-RouterChoice RouterReplay(const at::Tensor& logits_TE, const at::Tensor& ids_TK, bool normalize);
+// What was decided, and what its backward needs. Recomputation replays it: the choice is never
+// taken again.
+struct RouterChoice {
+  at::Tensor logits_TE;    // as given
+  at::Tensor ids_TK;       // int32, most probable first
+  at::Tensor weights_TK;   // accumulation dtype, rounded to weights_type
+  Permutation by_expert;   // the copies' rows, grouped by expert
+  at::Tensor prob_sums_E;  // sums of the probabilities over the tokens; undefined unless wanted
+};
 
-// Gradient of the logits, in the dtype `type`. dweights_TK: of the weights. daux_E: of the
-// auxiliary loss by each expert's probability, the same for all tokens; may be undefined.
-at::Tensor RouterBackward(const at::Tensor& dweights_TK, const at::Tensor& probs_TE,
-                          const at::Tensor& ids_TK, bool normalize, const at::Tensor& daux_E,
-                          at::ScalarType type);
+// Softmax over all experts in the accumulation dtype, then the K most probable.
+RouterChoice RouterForward(const at::Tensor& logits_TE, const RouterOptions& options);
+
+// Gradient of the logits, in their dtype. dweights_TK: of the weights. daux_E: of the auxiliary
+// loss by each expert's probability, the same for all tokens, accumulation dtype; may be undefined.
+at::Tensor RouterBackward(const RouterChoice& choice, const at::Tensor& dweights_TK, bool normalize,
+                          const at::Tensor& daux_E);
 
 struct AuxLossValue {
-  double value = 0;
-  at::Tensor dprob_LE;  // of `value` by any one token's probability of the expert in that layer
+  at::Tensor value;     // float64, 0-dim
+  at::Tensor dprob_LE;  // float64: of `value` by any one token's probability of the expert there
 };
-// counts_LE: int64, token copies per expert; prob_sums_LE: probabilities summed over the tokens.
-// Both are of one micro-batch. tokens == 0: the loss and its gradient are 0.
+// counts_LE: token copies per expert; prob_sums_LE: probabilities summed over the tokens. Both are
+// of one micro-batch, on one device. tokens == 0: the loss and its gradient are 0.
 //   Hf:       E * sum_e mean over layers and tokens(copies of e) * mean over both(p_e)
 //   Megatron: sum over layers of E / (K T^2) * sum_e copies(e) * sum_t p_e
 // The counts are constants to the gradient, as in both origins.

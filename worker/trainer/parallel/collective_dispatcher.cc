@@ -1,20 +1,19 @@
-// T tokens, K experts per token, C = T K copies sent, N rows received, H hidden, E experts, R
-// ranks.
+// T tokens, K experts per token, N rows received, H hidden, E experts, R ranks.
 #include "worker/trainer/parallel/collective_dispatcher.h"
 
 #include <ATen/ATen.h>
 
 #include <vector>
 
+#include "worker/trainer/ops/permute.h"
+
 namespace switchyard {
 namespace {
 
 struct CollectivePlan final : DispatchPlan {
-  int64_t top_k = 0;
-  at::Tensor copy_of_C;  // int64: the i-th row sent is copy copy_of_C[i]; by expert, token, k
-  at::Tensor sent_at_C;  // its inverse
-  at::Tensor arrival_N;  // int64: row n arrived at arrival_N[n]; arrival is by source rank, expert
-  at::Tensor row_of_N;   // its inverse
+  ops::Permutation sent;  // copies to the rows sent: by global expert, so by rank
+  at::Tensor arrival_N;   // int64: row n arrived at arrival_N[n]; arrival is by source rank, expert
+  at::Tensor row_of_N;    // its inverse
   std::vector<int64_t> send_rows;  // [R]
   std::vector<int64_t> recv_rows;  // [R]
 };
@@ -30,23 +29,28 @@ std::vector<int64_t> WithRows(const at::Tensor& like, int64_t rows) {
   return sizes;
 }
 
-// Copies in plan order -> rows of this rank's experts.
+// Rows sent -> rows of this rank's experts.
 at::Tensor Send(Comm& ep, const CollectivePlan& plan, const at::Tensor& sent) {
   at::Tensor arrived = at::empty(WithRows(sent, plan.num_rows), sent.options());
   ep.AllToAll(arrived, sent, plan.recv_rows, plan.send_rows);
   return arrived.index_select(0, plan.arrival_N);
 }
 
-// The way back: rows -> copies ordered by token, then k.
+// The way back: rows -> rows sent.
 at::Tensor Return(Comm& ep, const CollectivePlan& plan, const at::Tensor& rows) {
   const at::Tensor back = rows.index_select(0, plan.row_of_N);
-  at::Tensor sent = at::empty(WithRows(rows, plan.copy_of_C.numel()), rows.options());
+  at::Tensor sent = at::empty(WithRows(rows, plan.sent.row_of_TK.numel()), rows.options());
   ep.AllToAll(sent, back, plan.send_rows, plan.recv_rows);
-  return sent.index_select(0, plan.sent_at_C);
+  return sent;
 }
 
 const CollectivePlan& Cast(const DispatchPlan& plan) {
   return static_cast<const CollectivePlan&>(plan);
+}
+
+void CheckRows(const CollectivePlan& plan, const at::Tensor& rows_NH) {
+  TORCH_CHECK(rows_NH.dim() == 2 && rows_NH.size(0) == plan.num_rows, "combine: rows must be [",
+              plan.num_rows, ", hidden], got ", rows_NH.sizes());
 }
 
 }  // namespace
@@ -57,39 +61,33 @@ CollectiveDispatcher::CollectiveDispatcher(Comm& ep, int64_t num_experts)
               num_experts, " experts");
 }
 
-std::unique_ptr<DispatchPlan> CollectiveDispatcher::Plan(const at::Tensor& ids_TK) {
-  TORCH_CHECK(ids_TK.dim() == 2 && ids_TK.scalar_type() == at::kLong,
-              "dispatcher: ids must be int64 [tokens, top_k], got ", ids_TK.scalar_type(), " ",
-              ids_TK.sizes());
+std::unique_ptr<DispatchPlan> CollectiveDispatcher::Plan(const ops::Permutation& by_expert) {
+  TORCH_CHECK(by_expert.offsets_E1.numel() == num_experts_ + 1, "dispatcher: ", num_experts_,
+              " experts, routed to ", by_expert.offsets_E1.numel() - 1);
   auto plan = std::make_unique<CollectivePlan>();
-  plan->num_tokens = ids_TK.size(0);
-  plan->top_k = ids_TK.size(1);
-  const at::Tensor ids_C = ids_TK.reshape({-1});
-  TORCH_CHECK(ids_C.numel() == 0 ||
-                  (ids_C.min().item<int64_t>() >= 0 && ids_C.max().item<int64_t>() < num_experts_),
-              "dispatcher: an expert id is negative or not below ", num_experts_);
-  plan->copy_of_C = at::argsort(ids_C, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-  plan->sent_at_C = Inverse(plan->copy_of_C);
+  plan->num_tokens = by_expert.num_tokens;
+  plan->sent = by_expert;
 
   const int64_t ranks = ep_.size();
   const int64_t local = num_local_experts();
-  const at::Tensor send_RE = at::bincount(ids_C, {}, num_experts_).view({ranks, local});
+  const at::Tensor send_RE =
+      at::diff(by_expert.offsets_E1).to(at::kLong).view({ranks, local}).contiguous();
   at::Tensor recv_RE = at::empty_like(send_RE);
   const std::vector<int64_t> one_row(ranks, 1);
-  ep_.AllToAll(recv_RE, send_RE.contiguous(), one_row, one_row);
+  ep_.AllToAll(recv_RE, send_RE, one_row, one_row);
 
   const at::Tensor send_host = send_RE.cpu(), recv_host = recv_RE.cpu();
   const auto send = send_host.accessor<int64_t, 2>(), recv = recv_host.accessor<int64_t, 2>();
   std::vector<int64_t> block_start(ranks * local);  // in arrival order: by rank, then expert
   int64_t arrived = 0;
-  plan->rows_per_expert.assign(local, 0);
+  std::vector<int32_t> rows_per_expert(local, 0);
   for (int64_t r = 0; r < ranks; ++r) {
     int64_t send_rows = 0, recv_rows = 0;
     for (int64_t e = 0; e < local; ++e) {
       send_rows += send[r][e];
       block_start[r * local + e] = arrived + recv_rows;
       recv_rows += recv[r][e];
-      plan->rows_per_expert[e] += recv[r][e];
+      rows_per_expert[e] += static_cast<int32_t>(recv[r][e]);
     }
     arrived += recv_rows;
     plan->send_rows.push_back(send_rows);
@@ -103,45 +101,44 @@ std::unique_ptr<DispatchPlan> CollectiveDispatcher::Plan(const at::Tensor& ids_T
       for (int64_t i = 0; i < recv[r][e]; ++i) *out++ = block_start[r * local + e] + i;
     }
   }
-  plan->arrival_N = arrival.to(ids_TK.device());
+  const at::Device device = by_expert.offsets_E1.device();
+  plan->arrival_N = arrival.to(device);
   plan->row_of_N = Inverse(plan->arrival_N);
+  at::Tensor offsets = at::zeros({local + 1}, at::kInt);
+  int32_t* offset = offsets.mutable_data_ptr<int32_t>();
+  for (int64_t e = 0; e < local; ++e) offset[e + 1] = offset[e] + rows_per_expert[e];
+  plan->offsets_E1 = offsets.to(device);
   return plan;
 }
 
-at::Tensor CollectiveDispatcher::Dispatch(const DispatchPlan& base, const at::Tensor& x_TH) {
+DispatchedRows CollectiveDispatcher::Dispatch(const DispatchPlan& base, const at::Tensor& x_TH,
+                                              const at::Tensor& weights_TK) {
   const CollectivePlan& plan = Cast(base);
-  TORCH_CHECK(x_TH.dim() == 2 && x_TH.size(0) == plan.num_tokens, "dispatch: x must be [",
-              plan.num_tokens, ", hidden], got ", x_TH.sizes());
-  return Send(ep_, plan,
-              x_TH.index_select(0, at::div(plan.copy_of_C, plan.top_k, /*rounding_mode=*/"floor")));
+  const ops::PermutedRows sent = ops::PermuteRows(x_TH, weights_TK, plan.sent);
+  DispatchedRows out;
+  out.rows_NH = Send(ep_, plan, sent.rows_NH);
+  if (weights_TK.defined()) out.weights_N = Send(ep_, plan, sent.scalars_N);
+  return out;
 }
 
-at::Tensor CollectiveDispatcher::Combine(const DispatchPlan& base, const at::Tensor& rows_NH) {
+at::Tensor CollectiveDispatcher::Combine(const DispatchPlan& base, const at::Tensor& rows_NH,
+                                         const at::Tensor& residual_TH) {
   const CollectivePlan& plan = Cast(base);
-  TORCH_CHECK(rows_NH.dim() == 2 && rows_NH.size(0) == plan.num_rows, "combine: rows must be [",
-              plan.num_rows, ", hidden], got ", rows_NH.sizes());
-  const at::Tensor copies_TKH =
-      Return(ep_, plan, rows_NH).view({plan.num_tokens, plan.top_k, rows_NH.size(1)});
-  // Copy by copy: the order of additions is part of the contract.
-  const at::ScalarType sum_type = rows_NH.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  at::Tensor sum_TH = copies_TKH.select(1, 0).to(sum_type, /*non_blocking=*/false, /*copy=*/true);
-  for (int64_t k = 1; k < plan.top_k; ++k) sum_TH.add_(copies_TKH.select(1, k));
-  return sum_TH.to(rows_NH.scalar_type());
+  CheckRows(plan, rows_NH);
+  return ops::UnpermuteSum(Return(ep_, plan, rows_NH), residual_TH, plan.sent);
 }
 
-at::Tensor CollectiveDispatcher::DispatchScalars(const DispatchPlan& base, const at::Tensor& s_TK) {
+CombinedGradients CollectiveDispatcher::CombineGradients(const DispatchPlan& base,
+                                                         const at::Tensor& drows_NH,
+                                                         const at::Tensor& dweights_PN) {
   const CollectivePlan& plan = Cast(base);
-  TORCH_CHECK(s_TK.dim() == 2 && s_TK.numel() == plan.copy_of_C.numel(),
-              "dispatch scalars: must be [", plan.num_tokens, ", ", plan.top_k, "], got ",
-              s_TK.sizes());
-  return Send(ep_, plan, s_TK.reshape({-1}).index_select(0, plan.copy_of_C));
-}
-
-at::Tensor CollectiveDispatcher::ReturnScalars(const DispatchPlan& base, const at::Tensor& s_N) {
-  const CollectivePlan& plan = Cast(base);
-  TORCH_CHECK(s_N.dim() == 1 && s_N.size(0) == plan.num_rows, "return scalars: must be [",
-              plan.num_rows, "], got ", s_N.sizes());
-  return Return(ep_, plan, s_N).view({plan.num_tokens, plan.top_k});
+  CheckRows(plan, drows_NH);
+  const at::Tensor drows = Return(ep_, plan, drows_NH);
+  // Partial sums are added before they travel.
+  const at::Tensor dweights = Return(ep_, plan, dweights_PN.sum(0)).unsqueeze(0);
+  CombinedGradients out;
+  out.dx_TH = ops::UnpermuteSum(drows, {}, plan.sent, dweights, &out.dweights_TK);
+  return out;
 }
 
 }  // namespace switchyard

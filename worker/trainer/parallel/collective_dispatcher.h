@@ -19,11 +19,13 @@ class CollectiveDispatcher final : public TokenDispatcher {
   CollectiveDispatcher(Comm& ep, int64_t num_experts);
 
   int64_t num_local_experts() const override { return num_experts_ / ep_.size(); }
-  std::unique_ptr<DispatchPlan> Plan(const at::Tensor& ids_TK) override;
-  at::Tensor Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH) override;
-  at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH) override;
-  at::Tensor DispatchScalars(const DispatchPlan& plan, const at::Tensor& s_TK) override;
-  at::Tensor ReturnScalars(const DispatchPlan& plan, const at::Tensor& s_N) override;
+  std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) override;
+  DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                          const at::Tensor& weights_TK) override;
+  at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                     const at::Tensor& residual_TH) override;
+  CombinedGradients CombineGradients(const DispatchPlan& plan, const at::Tensor& drows_NH,
+                                     const at::Tensor& dweights_PN) override;
 
  private:
   Comm& ep_;

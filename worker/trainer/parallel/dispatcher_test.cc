@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/trainer/ops/permute.h"
 #include "worker/trainer/parallel/collective_dispatcher.h"
 #include "worker/trainer/parallel/in_process_comm.h"
 #include "worker/trainer/parallel/local_dispatcher.h"
@@ -47,6 +48,8 @@ std::vector<Case> Cases(int ranks) {
   }
   return cases;
 }
+
+ops::Permutation ByExpert(const at::Tensor& ids) { return ops::MakePermutation(ids, kExperts); }
 
 // Row of token t of rank r: distinct small integers, so that movement and sums are exact.
 at::Tensor Rows(int rank, int64_t tokens) {
@@ -91,22 +94,26 @@ TEST_P(DispatcherTest, RowsArriveByExpertRankTokenAndK) {
       std::vector<int64_t> per_expert;
       const std::vector<Copy> copies = ExpectedCopies(c.ids, rank, &per_expert);
 
-      const auto plan = dispatcher.Plan(c.ids[rank]);
+      const auto plan = dispatcher.Plan(ByExpert(c.ids[rank]));
       ASSERT_EQ(plan->num_tokens, tokens) << c.name;
       ASSERT_EQ(plan->num_rows, static_cast<int64_t>(copies.size())) << c.name;
-      ASSERT_EQ(plan->rows_per_expert, per_expert) << c.name;
+      ASSERT_EQ(ops::RowsPerExpert(plan->offsets_E1), per_expert) << c.name;
 
-      const at::Tensor rows = dispatcher.Dispatch(*plan, Rows(rank, tokens));
       const at::Tensor weights =
           at::arange(tokens * kTopK, at::kFloat).view({tokens, kTopK}) + 1000.0 * rank;
-      const at::Tensor scalars = dispatcher.DispatchScalars(*plan, weights);
+      const DispatchedRows sent = dispatcher.Dispatch(*plan, Rows(rank, tokens), weights);
+      const at::Tensor rows = sent.rows_NH, scalars = sent.weights_N;
       ASSERT_EQ(rows.size(0), plan->num_rows);
       for (size_t n = 0; n < copies.size(); ++n) {
         const auto [r, t, k] = copies[n];
         ASSERT_TRUE(at::equal(rows[n], Rows(r, c.ids[r].size(0))[t])) << c.name << " row " << n;
         ASSERT_EQ(scalars[n].item<float>(), 1000.0f * r + t * kTopK + k) << c.name;
       }
-      ASSERT_TRUE(at::equal(dispatcher.ReturnScalars(*plan, scalars), weights)) << c.name;
+      // Partial sums of 1/4 and 3/4 of a weight: exact.
+      const at::Tensor parts = at::stack({scalars * 0.25, scalars * 0.75});
+      const CombinedGradients back = dispatcher.CombineGradients(*plan, rows, parts);
+      ASSERT_TRUE(at::equal(back.dweights_TK, weights)) << c.name;
+      ASSERT_TRUE(at::equal(back.dx_TH, kTopK * Rows(rank, tokens))) << c.name;
     });
   }
 }
@@ -118,17 +125,19 @@ TEST_P(DispatcherTest, CombineSumsEachTokensRows) {
       const Comms comms = world.MakeComms(MakeMesh(ranks, rank, 1, ranks, kExperts).value());
       CollectiveDispatcher dispatcher(comms[Axis::kEp], kExperts);
       const at::Tensor x = Rows(rank, c.ids[rank].size(0));
-      const auto plan = dispatcher.Plan(c.ids[rank]);
+      const auto plan = dispatcher.Plan(ByExpert(c.ids[rank]));
       // Each local expert multiplies by its global number plus one.
-      at::Tensor rows = dispatcher.Dispatch(*plan, x);
+      at::Tensor rows = dispatcher.Dispatch(*plan, x, {}).rows_NH;
+      const std::vector<int64_t> rows_per_expert = ops::RowsPerExpert(plan->offsets_E1);
       int64_t row = 0;
       const int64_t local = kExperts / ranks;
       for (int64_t e = 0; e < local; ++e) {
-        rows.narrow(0, row, plan->rows_per_expert[e]).mul_(rank * local + e + 1);
-        row += plan->rows_per_expert[e];
+        rows.narrow(0, row, rows_per_expert[e]).mul_(rank * local + e + 1);
+        row += rows_per_expert[e];
       }
       const at::Tensor factor = (c.ids[rank] + 1).sum(1, /*keepdim=*/true).to(at::kFloat);
-      ASSERT_TRUE(at::equal(dispatcher.Combine(*plan, rows), x * factor)) << c.name;
+      ASSERT_TRUE(at::equal(dispatcher.Combine(*plan, rows, {}), x * factor)) << c.name;
+      ASSERT_TRUE(at::equal(dispatcher.Combine(*plan, rows, x), x * (factor + 1))) << c.name;
     });
   }
 }
@@ -143,18 +152,24 @@ TEST(CollectiveDispatcherTest, OneRankGivesTheBitsOfLocalDispatcher) {
         at::Generator generator = at::detail::createCPUGenerator(5);
         const int64_t tokens = c.ids[0].size(0);
         const at::Tensor x = at::randn({tokens, kHidden}, generator, at::kFloat).to(type);
-        const auto plan = collective.Plan(c.ids[0]), local_plan = local.Plan(c.ids[0]);
-        ASSERT_EQ(plan->rows_per_expert, local_plan->rows_per_expert) << c.name;
-        const at::Tensor rows = collective.Dispatch(*plan, x);
-        ASSERT_TRUE(at::equal(rows, local.Dispatch(*local_plan, x))) << c.name;
+        const auto plan = collective.Plan(ByExpert(c.ids[0]));
+        const auto local_plan = local.Plan(ByExpert(c.ids[0]));
+        ASSERT_TRUE(at::equal(plan->offsets_E1, local_plan->offsets_E1)) << c.name;
+        const at::Tensor s = at::randn({tokens, kTopK}, generator, at::kFloat);
+        const DispatchedRows sent = collective.Dispatch(*plan, x, s);
+        const DispatchedRows local_sent = local.Dispatch(*local_plan, x, s);
+        const at::Tensor rows = sent.rows_NH;
+        ASSERT_TRUE(at::equal(rows, local_sent.rows_NH)) << c.name;
+        ASSERT_TRUE(at::equal(sent.weights_N, local_sent.weights_N)) << c.name;
         const at::Tensor results = at::randn(rows.sizes(), generator, at::kFloat).to(type);
-        ASSERT_TRUE(
-            at::equal(collective.Combine(*plan, results), local.Combine(*local_plan, results)))
+        ASSERT_TRUE(at::equal(collective.Combine(*plan, results, x),
+                              local.Combine(*local_plan, results, x)))
             << c.name;
-        const at::Tensor s = at::randn({tokens, kTopK}, generator, at::kFloat).to(type);
-        const at::Tensor sent = collective.DispatchScalars(*plan, s);
-        ASSERT_TRUE(at::equal(sent, local.DispatchScalars(*local_plan, s))) << c.name;
-        ASSERT_TRUE(at::equal(local.ReturnScalars(*local_plan, sent), s)) << c.name;
+        const at::Tensor parts = at::stack({sent.weights_N, sent.weights_N * 0.1});
+        const CombinedGradients back = collective.CombineGradients(*plan, results, parts);
+        const CombinedGradients local_back = local.CombineGradients(*local_plan, results, parts);
+        ASSERT_TRUE(at::equal(back.dx_TH, local_back.dx_TH)) << c.name;
+        ASSERT_TRUE(at::equal(back.dweights_TK, local_back.dweights_TK)) << c.name;
       }
     }
   });
@@ -165,21 +180,23 @@ TEST(CollectiveDispatcherTest, CombineRoundsBfloat16Once) {
   RunInProcess(1, absl::Seconds(30), [](int rank, InProcessWorld& world) {
     const Comms comms = world.MakeComms(MakeMesh(1, rank, 1, 1, 3).value());
     CollectiveDispatcher dispatcher(comms[Axis::kEp], 3);
-    const auto plan = dispatcher.Plan(at::tensor({0, 1, 2}, at::kLong).view({1, 3}));
+    const auto plan =
+        dispatcher.Plan(ops::MakePermutation(at::tensor({0, 1, 2}, at::kLong).view({1, 3}), 3));
     const at::Tensor rows = at::tensor({256.0f, 1.0f, 1.0f}).view({3, 1}).to(at::kBFloat16);
-    ASSERT_EQ(dispatcher.Combine(*plan, rows).item<float>(), 258.0f);
+    ASSERT_EQ(dispatcher.Combine(*plan, rows, {}).item<float>(), 258.0f);
   });
 }
 
-TEST(CollectiveDispatcherTest, AnExpertIdOutOfRangeIsAnError) {
+TEST(CollectiveDispatcherTest, RoutingForOtherExpertsIsAnError) {
   EXPECT_THAT(
       [] {
         RunInProcess(1, absl::Seconds(30), [](int rank, InProcessWorld& world) {
           const Comms comms = world.MakeComms(MakeMesh(1, rank, 1, 1, 4).value());
-          CollectiveDispatcher(comms[Axis::kEp], 4).Plan(at::full({1, 1}, 4, at::kLong));
+          CollectiveDispatcher(comms[Axis::kEp], 4)
+              .Plan(ops::MakePermutation(at::full({1, 1}, 4, at::kLong), 5));
         });
       },
-      ThrowsMessage<c10::Error>(HasSubstr("not below 4")));
+      ThrowsMessage<c10::Error>(HasSubstr("4 experts, routed to 5")));
 }
 
 }  // namespace

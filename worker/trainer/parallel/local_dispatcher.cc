@@ -17,30 +17,34 @@ const ops::Permutation& PermutationOf(const DispatchPlan& plan) {
 
 }  // namespace
 
-std::unique_ptr<DispatchPlan> LocalDispatcher::Plan(const at::Tensor& ids_TK) {
+std::unique_ptr<DispatchPlan> LocalDispatcher::Plan(const ops::Permutation& by_expert) {
+  TORCH_CHECK(by_expert.offsets_E1.numel() == num_experts_ + 1, "dispatcher: ", num_experts_,
+              " experts, routed to ", by_expert.offsets_E1.numel() - 1);
   auto plan = std::make_unique<LocalPlan>();
-  plan->permutation = ops::MakePermutation(ids_TK, num_experts_);
-  plan->num_tokens = ids_TK.size(0);
-  plan->num_rows = ids_TK.numel();
-  plan->rows_per_expert = plan->permutation.rows_per_expert;
+  plan->permutation = by_expert;
+  plan->num_tokens = by_expert.num_tokens;
+  plan->num_rows = by_expert.num_tokens * by_expert.top_k;
+  plan->offsets_E1 = by_expert.offsets_E1;
   return plan;
 }
 
-at::Tensor LocalDispatcher::Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH) {
-  return ops::PermuteRows(x_TH, PermutationOf(plan));
+DispatchedRows LocalDispatcher::Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                                         const at::Tensor& weights_TK) {
+  ops::PermutedRows out = ops::PermuteRows(x_TH, weights_TK, PermutationOf(plan));
+  return {std::move(out.rows_NH), std::move(out.scalars_N)};
 }
 
-at::Tensor LocalDispatcher::Combine(const DispatchPlan& plan, const at::Tensor& rows_NH) {
-  return ops::UnpermuteSum(rows_NH, PermutationOf(plan));
+at::Tensor LocalDispatcher::Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                                    const at::Tensor& residual_TH) {
+  return ops::UnpermuteSum(rows_NH, residual_TH, PermutationOf(plan));
 }
 
-at::Tensor LocalDispatcher::DispatchScalars(const DispatchPlan& plan, const at::Tensor& s_TK) {
-  return s_TK.reshape({-1}).index_select(0, PermutationOf(plan).copy_of_row_N);
-}
-
-at::Tensor LocalDispatcher::ReturnScalars(const DispatchPlan& plan, const at::Tensor& s_N) {
-  return s_N.index_select(0, PermutationOf(plan).row_of_copy_N)
-      .view({plan.num_tokens, PermutationOf(plan).top_k});
+CombinedGradients LocalDispatcher::CombineGradients(const DispatchPlan& plan,
+                                                    const at::Tensor& drows_NH,
+                                                    const at::Tensor& dweights_PN) {
+  CombinedGradients out;
+  out.dx_TH = ops::UnpermuteSum(drows_NH, {}, PermutationOf(plan), dweights_PN, &out.dweights_TK);
+  return out;
 }
 
 }  // namespace switchyard
