@@ -32,6 +32,20 @@ using JobId = StrongId<struct JobIdTag, std::string>;              // "projects/
 using NodeId = StrongId<struct NodeIdTag, std::string>;            // the agent's --node
 using Incarnation = StrongId<struct IncarnationTag, std::string>;  // one life of one agent process
 
+// An incarnation orders itself: 16 hex digits of CLOCK_BOOTTIME in nanoseconds at its begin, '-', a
+// random rest. Whether `a` began before `b`, both of one boot of one machine; false when either is
+// of another form.
+inline bool BeganBefore(const Incarnation& a, const Incarnation& b) {
+  constexpr size_t kDigits = 16;
+  const std::string& x = a.value();
+  const std::string& y = b.value();
+  const auto has_time = [](const std::string& s) {
+    return s.size() > kDigits && s.find_first_not_of("0123456789abcdef") == kDigits &&
+           s[kDigits] == '-';
+  };
+  return has_time(x) && has_time(y) && x.compare(0, kDigits, y, 0, kDigits) < 0;
+}
+
 // One try at a job; `number` is the fencing token.
 struct AttemptId {
   JobId job;

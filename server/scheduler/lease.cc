@@ -41,6 +41,14 @@ absl::Status LeaseTable::Acquire(const NodeLease& lease, const AgentHome& home) 
                        " s more; give each agent its own --node, or wait"),
           {{"node", lease.node.value()}});
     }
+    if (BeganBefore(lease.incarnation, it->second.incarnation)) {
+      // Sent by a process that is dead: the network held it up. Its list of what is alive is old.
+      return MakeError(absl::StatusCode::kAborted, "STALE_INCARNATION",
+                       absl::StrCat("register node ", lease.node.value(), ": incarnation ",
+                                    lease.incarnation.value(), " began before ",
+                                    it->second.incarnation.value(), ", which holds the node"),
+                       {{"node", lease.node.value()}, {"incarnation", lease.incarnation.value()}});
+    }
   }
   leases_[lease.node] = std::move(entry);
   return absl::OkStatus();

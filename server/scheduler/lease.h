@@ -48,7 +48,8 @@ class LeaseTable {
   // A node stored by an earlier run: leased, but not reachable until it is heard from.
   void Restore(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // For a registration. Another life of the same agent takes over. Errors, until the lease has
+  // For a registration. A later life of the same agent takes over; Aborted STALE_INCARNATION for an
+  // earlier one, whose message was held up. Errors, until the lease has
   // ended: AlreadyExists NODE_NAME_TAKEN: another machine holds the name; AlreadyExists
   // STATE_FOLDER_DIFFERS: another agent of the same machine does.
   absl::Status Acquire(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);

@@ -85,6 +85,20 @@ TEST_F(LeaseTest, AnotherAgentOfTheMachineWaitsForTheEndOfTheLease) {
   EXPECT_THAT(leases_.Acquire(second_, {"boot", "/other"}), IsOk());
 }
 
+// Found by the simulation (seed 34): a registration that the network had held up took the node from
+// the agent's next life, and what that one ran counted as lost while it went on.
+TEST_F(LeaseTest, AnEarlierLifeDoesNotComeBack) {
+  const NodeLease old_life{NodeId("n"), Incarnation("00000000000000ff-b")};
+  const NodeLease new_life{NodeId("n"), Incarnation("0000000000000100-a")};
+  ASSERT_THAT(leases_.Acquire(old_life, {"boot", "/state"}), IsOk());
+  ASSERT_THAT(leases_.Acquire(new_life, {"boot", "/state"}), IsOk());
+  const absl::Status refused = leases_.Acquire(old_life, {"boot", "/state"});
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kAborted));
+  EXPECT_EQ(GetErrorDetails(refused).reason, "STALE_INCARNATION");
+  EXPECT_THAT(leases_.Renew(new_life), IsOk());
+  EXPECT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk()) << "of another form: not known";
+}
+
 TEST_F(LeaseTest, ANodeStoredWithoutAFolderGoesByItsBoot) {
   leases_.Restore(first_, {"boot", ""});
   EXPECT_THAT(leases_.Acquire(second_, {"boot", "/state"}), IsOk());

@@ -20,7 +20,7 @@ namespace {
 
 // Faults stop after this long; a history that is not over as long again is stuck.
 constexpr absl::Duration kFaultsFor = absl::Minutes(40);
-constexpr absl::Duration kPatience = absl::Hours(12);
+constexpr absl::Duration kPatience = absl::Hours(6);
 
 class History {
  public:
@@ -31,8 +31,14 @@ class History {
   CoordinatorOptions MakeCoordinatorOptions();
   void AddNodes();
   void AddJobs();
-  void Submit(int number, int try_number);
-  void Cancel(const JobId& id, int try_number);
+  // Calls again until the answer is one of the coordinator's, not of the network or a full disk.
+  void Ask(const std::string& name, std::function<absl::Status()> call,
+           std::function<void(const absl::Status&)> done);
+  void Submit(int number);
+  void Cancel(const JobId& id);
+  void Pause(const JobId& id);
+  void Resume(const JobId& id);
+  void Schedule(const std::string& node, NodeScheduling scheduling);
 
   void NextFault();
   void FaultCoordinator();
@@ -40,6 +46,7 @@ class History {
   void FaultNetwork(SimNode& node);
   void FaultStore();
   void Heal();
+  std::string FirstStuck();
   void Supervise();
   Random& random() { return world_.random(); }
   SimNode& AnyNode() {
@@ -79,7 +86,7 @@ History::History(const HistoryOptions& options)
        },
        [this] { checker_.SetRecovering(false); }});
   user_link_.loss = 0.05;
-  fault_pace_ = absl::ToDoubleSeconds(random().Spread(absl::Seconds(4), absl::Seconds(90)));
+  fault_pace_ = absl::ToDoubleSeconds(random().Spread(absl::Seconds(5), absl::Seconds(60)));
 }
 
 CoordinatorOptions History::MakeCoordinatorOptions() {
@@ -90,15 +97,15 @@ CoordinatorOptions History::MakeCoordinatorOptions() {
   options.lease.ttl = kind == 0 ? absl::Seconds(20) : absl::Seconds(kind == 1 ? 45 : 120);
   options.lease.heartbeat = kind == 2 ? absl::Seconds(5) : absl::Seconds(2);
   options.retry_backoff = random().Spread(absl::Seconds(1), absl::Seconds(10));
-  options.tick = random().Chance(0.3) ? absl::Milliseconds(250) : absl::Seconds(2);
+  options.tick = random().Chance(0.2) ? absl::Milliseconds(250) : absl::Seconds(3);
   return options;
 }
 
 void History::AddNodes() {
-  const int num_nodes = random().Range(2, 5);
+  const int num_nodes = random().Range(3, 7);
   int devices = 0;
   for (int i = 0; i < num_nodes; ++i) {
-    const int num_devices = random().Range(1, 4);
+    const int num_devices = random().Range(2, 4);
     devices += num_devices;
     nodes_.push_back(std::make_unique<SimNode>(cluster_, absl::StrCat("node-", i), num_devices,
                                                /*num_boots_before=*/0));
@@ -115,21 +122,40 @@ void History::AddNodes() {
 void History::AddJobs() {
   absl::Duration when;
   for (int i = 0; i < options_.num_jobs; ++i) {
-    when += random().Spread(absl::Milliseconds(10), absl::Seconds(40));
-    world_.At(when, [this, i] { Submit(i, 0); });
+    when += random().Spread(absl::Milliseconds(10), absl::Seconds(20));
+    world_.At(when, [this, i] { Submit(i); });
   }
 }
 
-void History::Submit(int number, int try_number) {
+void History::Ask(const std::string& name, std::function<absl::Status()> call,
+                  std::function<void(const absl::Status&)> done) {
+  network_.Call(user_link_, absl::Seconds(10), call,
+                [this, name, call, done](const absl::Status& status) {
+                  if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+                      absl::IsResourceExhausted(status)) {
+                    world_.Tally(absl::StrCat("user: ", name, " tried again"));
+                    world_.After(random().Between(absl::Milliseconds(200), absl::Seconds(10)),
+                                 [this, name, call, done] { Ask(name, call, done); });
+                    return;
+                  }
+                  world_.Tally(absl::StrCat("user: ", name, " answered ",
+                                            status.ok() ? "OK" : GetErrorDetails(status).reason));
+                  done(status);
+                });
+}
+
+void History::Submit(int number) {
   v1::JobSpec spec;
-  // The same in every try: idempotent calls compare it.
-  Random draw(options_.seed * 1000003 + static_cast<uint64_t>(number));
-  const int ranks = draw.Chance(0.6) ? draw.Range(1, 2) : draw.Range(1, max_ranks_);
-  spec.set_seed(static_cast<uint32_t>(draw.Next()));
+  const int ranks = random().Chance(0.7) ? random().Range(1, 2) : random().Range(1, 6);
+  spec.set_seed(static_cast<uint32_t>(random().Next()));
   spec.mutable_parallel()->set_num_ranks(std::min(ranks, max_ranks_));
-  spec.mutable_retry()->set_max_retries(draw.Range(0, 8));
-  spec.mutable_checkpoint()->set_save_optimizer(draw.Chance(0.8));
-  spec.mutable_checkpoint()->set_keep_last(draw.Range(0, 2));
+  spec.mutable_retry()->set_max_retries(random().Range(0, 8));
+  spec.mutable_checkpoint()->set_save_optimizer(random().Chance(0.8));
+  spec.mutable_checkpoint()->set_keep_last(random().Range(0, 2));
+  if (random().Chance(0.3)) spec.mutable_schedule()->set_priority(random().Range(-2, 2));
+  if (random().Chance(0.1)) {
+    spec.mutable_schedule()->mutable_max_run_time()->set_seconds(random().Range(20, 300));
+  }
   JobRecord job;
   job.id = JobId(absl::StrCat("projects/p/jobs/j", number));
   job.uid = absl::StrCat("uid-", number);
@@ -137,41 +163,65 @@ void History::Submit(int number, int try_number) {
   job.spec = spec.SerializeAsString();
   job.needs = NeedsOf(spec);
   const RequestKey key{"p", "CreateJob", absl::StrCat("submit-", number), job.spec};
-  network_.Call(
-      user_link_, absl::Seconds(10),
-      [this, job, key] { return coordinator_.store().CreateJob(job, key).status(); },
-      [this, number, try_number, id = job.id](const absl::Status& status) {
-        if (status.ok()) {
-          checker_.Acknowledged(id);
-          ++num_submitted_;
-          if (random().Chance(0.12)) {
-            world_.After(random().Spread(absl::Milliseconds(100), absl::Minutes(5)),
-                         [this, id] { Cancel(id, 0); });
-          }
+  Ask(
+      "submit", [this, job, key] { return coordinator_.store().CreateJob(job, key).status(); },
+      [this, id = job.id](const absl::Status& status) {
+        if (!status.ok()) {
+          world_.Violate(absl::StrCat("CreateJob: ", status.ToString()));
           return;
         }
-        if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status) &&
-            !absl::IsResourceExhausted(status)) {
-          world_.Violate(absl::StrCat("CreateJob: ", status.ToString()));
-        }
-        world_.Count("user: submit tried again");
-        world_.After(random().Between(absl::Milliseconds(200), absl::Seconds(10)),
-                     [this, number, try_number] { Submit(number, try_number + 1); });
+        checker_.Acknowledged(id);
+        ++num_submitted_;
+        const absl::Duration later = random().Spread(absl::Milliseconds(100), absl::Minutes(3));
+        const double dice = random().Unit();
+        if (dice < 0.10) world_.After(later, [this, id] { Cancel(id); });
+        if (dice > 0.80) world_.After(later, [this, id] { Pause(id); });
       });
 }
 
-void History::Cancel(const JobId& id, int try_number) {
+void History::Cancel(const JobId& id) {
   const absl::Duration grace = random().Spread(absl::Seconds(1), absl::Seconds(60));
   const RequestKey key{"p", "CancelJob", absl::StrCat("cancel-", id.value()), ""};
-  network_.Call(
-      user_link_, absl::Seconds(10),
+  Ask(
+      "cancel",
       [this, id, grace, key] { return coordinator_.store().CancelJob(id, grace, key).status(); },
-      [this, id, try_number](const absl::Status& status) {
-        world_.Tally(absl::StrCat("user: cancel answered ", GetErrorDetails(status).reason));
-        if (status.ok() || absl::IsFailedPrecondition(status)) return;
-        world_.After(random().Between(absl::Milliseconds(200), absl::Seconds(10)),
-                     [this, id, try_number] { Cancel(id, try_number + 1); });
+      [](const absl::Status&) {});
+}
+
+void History::Pause(const JobId& id) {
+  const absl::Duration grace = random().Spread(absl::Seconds(1), absl::Seconds(60));
+  const RequestKey key{"p", "PauseJob", absl::StrCat("pause-", id.value()), ""};
+  Ask(
+      "pause",
+      [this, id, grace, key] { return coordinator_.store().PauseJob(id, grace, key).status(); },
+      [this, id](const absl::Status& status) {
+        if (!status.ok()) return;
+        world_.After(random().Spread(absl::Milliseconds(10), absl::Minutes(3)),
+                     [this, id] { Resume(id); });
       });
+}
+
+void History::Resume(const JobId& id) {
+  // A new request each time: what was refused is asked anew.
+  const RequestKey key{"p", "ResumeJob", absl::StrCat("resume-", random().Next()), ""};
+  Ask(
+      "resume", [this, id, key] { return coordinator_.store().ResumeJob(id, key).status(); },
+      [this, id](const absl::Status& status) {
+        if (status.ok() || GetErrorDetails(status).reason == "JOB_FINAL") return;
+        world_.After(absl::Seconds(20), [this, id] { Resume(id); });
+      });
+}
+
+void History::Schedule(const std::string& node, NodeScheduling scheduling) {
+  const absl::Duration grace = random().Spread(absl::Seconds(1), absl::Seconds(60));
+  Ask(
+      absl::StrCat("node scheduling ", static_cast<int>(scheduling)),
+      [this, node, scheduling, grace] {
+        return coordinator_.store()
+            .SetNodeScheduling(NodeId(node), scheduling, grace, "operator", "simulated")
+            .status();
+      },
+      [](const absl::Status&) {});
 }
 
 // ---- faults ----
@@ -180,11 +230,18 @@ void History::NextFault() {
   world_.After(absl::Seconds(fault_pace_ * 2 * random().Unit()), [this] {
     if (!faults_on_) return;
     const double dice = random().Unit();
-    if (dice < 0.25) {
+    if (dice < 0.18) {
       FaultCoordinator();
-    } else if (dice < 0.35) {
+    } else if (dice < 0.25) {
       FaultStore();
-    } else if (dice < 0.70) {
+    } else if (dice < 0.30) {
+      SimNode& node = AnyNode();
+      world_.Count("fault: node cordoned or drained");
+      Schedule(node.name(),
+               random().Chance(0.5) ? NodeScheduling::kCordoned : NodeScheduling::kDraining);
+      world_.After(random().Spread(absl::Seconds(1), absl::Minutes(4)),
+                   [this, &node] { Schedule(node.name(), NodeScheduling::kActive); });
+    } else if (dice < 0.66) {
       FaultNode(AnyNode());
     } else {
       FaultNetwork(AnyNode());
@@ -292,10 +349,25 @@ void History::Heal() {
   Supervise();
 }
 
-// What systemd does on every machine: processes that are gone start again.
+// What systemd does on every machine: processes that are gone start again. And what an operator
+// does who looks from time to time: an order to cordon may have come twice, the second time late.
 void History::Supervise() {
-  for (const std::unique_ptr<SimNode>& node : nodes_) node->StartAgent();
+  for (const std::unique_ptr<SimNode>& node : nodes_) {
+    node->StartAgent();
+    Schedule(node->name(), NodeScheduling::kActive);
+  }
   world_.After(absl::Minutes(5), [this] { Supervise(); });
+}
+
+// The oldest job that has not ended, for people.
+std::string History::FirstStuck() {
+  if (coordinator_.database() == nullptr) return "; the coordinator is down";
+  const auto jobs =
+      coordinator_.database()->JobsIn({JobState::kQueued, JobState::kStarting, JobState::kRunning,
+                                       JobState::kStopping, JobState::kPaused});
+  if (!jobs.ok() || jobs->empty()) return "; none is stored";
+  const JobRecord& job = jobs->front();
+  return absl::StrCat("; ", job.id.value(), " is ", Name(job.state), ": ", job.message);
 }
 
 HistoryResult History::Run() {
@@ -313,7 +385,7 @@ HistoryResult History::Run() {
   while (world_.violation().empty() && !over()) {
     if (!world_.Step() || world_.now() > kFaultsFor + kPatience) {
       world_.Violate(absl::StrCat(checker_.num_known() - checker_.num_final(),
-                                  " jobs did not end though all faults have"));
+                                  " jobs did not end though all faults have", FirstStuck()));
     }
   }
   if (world_.violation().empty() && coordinator_.database() != nullptr) {

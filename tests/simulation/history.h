@@ -10,7 +10,7 @@ namespace switchyard::simulation {
 
 struct HistoryOptions {
   uint64_t seed = 1;
-  int num_jobs = 32;
+  int num_jobs = 64;
   std::string folder;  // an empty one, on a fast disk; the caller removes it
   bool verbose = false;
 };

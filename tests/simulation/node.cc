@@ -60,7 +60,7 @@ absl::Duration SimNode::AgentHeldUp() const {
 
 void SimNode::StartAgent() {
   if (agent_ != nullptr) return;
-  agent_ = std::make_shared<SimAgent>(*this, absl::StrCat(world().random().Next()));
+  agent_ = std::make_shared<SimAgent>(*this);
   agent_->Start();
 }
 
@@ -155,8 +155,14 @@ void SimNode::TellAgent(const std::shared_ptr<Part>& part) {
 
 // ---- agent ----
 
-SimAgent::SimAgent(SimNode& node, const std::string& incarnation)
-    : node_(node), world_(node.world()), incarnation_(incarnation) {}
+SimAgent::SimAgent(SimNode& node) : node_(node), world_(node.world()) {}
+
+void SimAgent::BeginIncarnation() {
+  SimNode::Disk& disk = node_.disk();
+  disk.incarnation = MakeIncarnation(node_.Now(), world_.random().Next());
+  disk.incarnation_boot = node_.boot_id();
+  disk.next_number = static_cast<int64_t>(disk.spool.size()) + 1;
+}
 
 absl::Status SimAgent::Append(const JournalRecord& record) {
   if (node_.disk().full) {
@@ -169,8 +175,9 @@ absl::Status SimAgent::Append(const JournalRecord& record) {
 
 void SimAgent::Start() {
   world_.Count("agent: starts");
-  world_.Trace("agent starts on ", node_.name(), " incarnation ", incarnation_);
   SimNode::Disk& disk = node_.disk();
+  if (disk.incarnation_boot != node_.boot_id()) BeginIncarnation();
+  world_.Trace("agent starts on ", node_.name(), " incarnation ", incarnation());
   AgentMemory memory;
   for (const JournalRecord& record : disk.journal) memory.Apply(record);
   disk.journal = memory.Records();
@@ -178,7 +185,6 @@ void SimAgent::Start() {
   for (const SimNode::Report& report : disk.spool) {
     if (report.report.has_finished()) finished.insert(report.id);
   }
-  disk.next_number = static_cast<int64_t>(disk.spool.size()) + 1;
   AgentCoreOptions options;
   options.node = node_.name();
   for (int i = 0; i < node_.num_devices(); ++i) options.devices.push_back(i);
@@ -321,8 +327,7 @@ void SimAgent::Do(const EndSession& action) { CloseSession(action.why); }
 
 void SimAgent::Do(const RenewIncarnation&) {
   world_.Count("agent: renewed its incarnation");
-  incarnation_ += absl::StrCat("-", ++num_renewals_);
-  node_.disk().next_number = static_cast<int64_t>(node_.disk().spool.size()) + 1;
+  BeginIncarnation();
   RegisterLater();
 }
 
@@ -346,7 +351,7 @@ void SimAgent::Register() {
   if (std::exchange(registering_, true)) return;
   v1::RegisterRequest request;
   request.set_node(node_.name());
-  request.set_incarnation(incarnation_);
+  request.set_incarnation(incarnation());
   request.set_boot_id(node_.boot_id());
   request.set_state_folder("/var/lib/agent");
   request.set_address("10.0.0.1");
@@ -443,7 +448,7 @@ void SimAgent::Heartbeat(int64_t session) {
   if (session != session_ || stream_ == nullptr) return;
   v1::SessionRequest request;
   request.set_node(node_.name());
-  request.set_incarnation(incarnation_);
+  request.set_incarnation(incarnation());
   for (const AttemptId& id : core_->Live()) {
     v1::AttemptRef* ref = request.add_live_attempts();
     ref->set_job(id.job.value());
@@ -473,7 +478,7 @@ void SimAgent::SendReports() {
   reporting_ = true;
   v1::ReportRequest request;
   request.set_node(node_.name());
-  request.set_incarnation(incarnation_);
+  request.set_incarnation(incarnation());
   int64_t number = Numbers().first;
   for (const SimNode::Report& report : disk.spool) {
     if (request.reports_size() == 20) break;
@@ -489,13 +494,13 @@ void SimAgent::SendReports() {
         if (answer.ok()) *response = *std::move(answer);
         return answer.status();
       },
-      [weak = weak_from_this(), response, incarnation = incarnation_,
+      [weak = weak_from_this(), response, incarnation = incarnation(),
        first = request.reports(0).number()](const absl::Status& status) {
         const std::shared_ptr<SimAgent> self = weak.lock();
         if (self == nullptr) return;
         self->Run([self = self.get(), response, status, first, incarnation] {
           self->reporting_ = false;
-          const bool current = incarnation == self->incarnation_;
+          const bool current = incarnation == self->incarnation();
           if (status.ok() && current) {
             std::vector<AttemptId> stale;
             for (const v1::AttemptRef& ref : response->stale_attempts()) {
@@ -591,7 +596,7 @@ void SimAgent::SendCommit(const AttemptId& id) {
   const RankFrame frame = commits.front();
   v1::CommitCheckpointRequest request;
   request.set_node(node_.name());
-  request.set_incarnation(incarnation_);
+  request.set_incarnation(incarnation());
   request.set_job(id.job.value());
   request.set_attempt(id.number);
   request.set_step(frame.step);

@@ -47,8 +47,10 @@ class SimNode {
     bool full = false;
     std::vector<JournalRecord> journal;
     std::deque<Report> spool;  // not acknowledged
-    int64_t next_number = 1;   // of the next report, in this incarnation
-    absl::Duration deadline;   // of the shims, on the clock of boot `deadline_boot`
+    std::string incarnation;   // begun in boot `incarnation_boot`
+    std::string incarnation_boot;
+    int64_t next_number = 1;  // of the next report, in this incarnation
+    absl::Duration deadline;  // of the shims, on the clock of boot `deadline_boot`
     std::string deadline_boot;
     std::map<AttemptId, std::shared_ptr<Part>> parts;  // attempt folders
     // Checkpoints said by ranks and not answered by the coordinator.
@@ -109,7 +111,7 @@ class SimNode {
 // One life of an agent's process.
 class SimAgent : public std::enable_shared_from_this<SimAgent>, public AgentJournal {
  public:
-  SimAgent(SimNode& node, const std::string& incarnation);
+  explicit SimAgent(SimNode& node);
   void Start();
   // The process is gone: nothing of it runs any more.
   void Die();
@@ -149,11 +151,12 @@ class SimAgent : public std::enable_shared_from_this<SimAgent>, public AgentJour
   void OnCommitAnswer(const AttemptId& id, const RankFrame& frame, const absl::Status& status);
   void ReadPart(const AttemptId& id);
   ReportNumbers Numbers() const;
+  // From now on the oldest report has number 1.
+  void BeginIncarnation();
+  const std::string& incarnation() const { return node_.disk().incarnation; }
 
   SimNode& node_;
   World& world_;
-  std::string incarnation_;
-  int num_renewals_ = 0;
   bool dead_ = false;
   std::unique_ptr<AgentCore> core_;
   std::set<AttemptId> preparing_;

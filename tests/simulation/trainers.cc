@@ -44,7 +44,7 @@ void Trainers::Join(const std::shared_ptr<Part>& part) {
     gang->step = resumed;
     gang->last_step = static_cast<int64_t>(part->assign.spec().seed() % 6) + 2;
     gang->checkpoint_every = random.Range(1, 4);
-    gang->step_time = random.Spread(absl::Milliseconds(300), absl::Seconds(12));
+    gang->step_time = random.Spread(absl::Milliseconds(200), absl::Seconds(8));
     gang->waiting_since = absl::InfiniteDuration();
     gang->fate_step = gang->step + random.Range(0, 5);
     const double dice = random.Unit();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "worker/agent/failure.h"
@@ -34,6 +35,10 @@ v1::FailureReason StorageReason(const absl::Status& status) {
 
 absl::Duration KillBudget(absl::Duration lease_ttl) {
   return std::min(absl::Seconds(15), lease_ttl / 4);
+}
+
+std::string MakeIncarnation(absl::Duration now, uint64_t random) {
+  return absl::StrFormat("%016x-%016x", absl::ToInt64Nanoseconds(now), random);
 }
 
 StopRequest KillRequest(StopCause cause, std::string reason) {

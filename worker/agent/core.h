@@ -42,6 +42,9 @@ namespace switchyard {
 // short leases of tests.
 absl::Duration KillBudget(absl::Duration lease_ttl);
 
+// A new incarnation (base/ids.h). `now`: monotonic.
+std::string MakeIncarnation(absl::Duration now, uint64_t random);
+
 // ---- what survives the agent's process ----
 
 // One accepted order, or a fence.
