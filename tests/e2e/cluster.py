@@ -98,10 +98,12 @@ class Cluster:
         self.addresses = {key: self.coordinator.ports[key] for key in self.addresses}
 
     def start_agent(self, name, ranks):
+        """`ranks`: CPU ranks to offer; None: the node's GPUs."""
+        devices = [] if ranks is None else ["--cpu-ranks", str(ranks)]
         agent = Daemon(f"agent-{name}", [
             BIN / "switchyard-agent", "--coordinator", self.addresses["agent_listen"], "--node", name,
             "--state-dir", self.folder / f"agent-{name}.state", "--metrics-listen", "127.0.0.1:0",
-            "--bin-dir", BIN, "--cpu-ranks", str(ranks)], self.folder).start()
+            "--bin-dir", BIN, *devices], self.folder).start()
         self.agents.append(agent)
         return agent
 
@@ -139,15 +141,17 @@ class Cluster:
                           lambda: (s := self.state(name)) in states and s, seconds, 0.2)
 
     def trainer_pids(self):
-        """Process ids of the trainers below this cluster's agents."""
+        """Process ids of the trainers below this cluster's shims (they name their attempt's folder)."""
         found = []
         for entry in pathlib.Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes().split(b"\0")
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if command[0].endswith(b"switchyard-trainer") and parent in {a.process.pid for a in self.agents}:
+                if not command[0].endswith(b"switchyard-trainer"):
+                    continue
+                parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                if str(self.folder).encode() in pathlib.Path("/proc", parent, "cmdline").read_bytes():
                     found.append(int(entry.name))
         return found
 

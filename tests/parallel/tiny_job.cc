@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -31,6 +32,16 @@ constexpr char kModel[] = R"({
   "max_position_embeddings": 64, "attention_bias": false, "tie_word_embeddings": false,
   "initializer_range": 0.1
 })";
+
+// Sizes of kModel and what they become for kernels.
+constexpr std::pair<const char*, const char*> kWider[] = {
+    {"\"hidden_size\": 32", "\"hidden_size\": 128"},
+    {"\"intermediate_size\": 48", "\"intermediate_size\": 256"},
+    {"\"num_attention_heads\": 4", "\"num_attention_heads\": 2"},
+    {"\"num_key_value_heads\": 2", "\"num_key_value_heads\": 1"},
+    {"\"head_dim\": 8", "\"head_dim\": 128"},
+    {"\"moe_intermediate_size\": 16", "\"moe_intermediate_size\": 64"},
+    {"\"initializer_range\": 0.1", "\"initializer_range\": 0.05"}};
 
 // Rows of 1 to 3 documents of ragged lengths, together at most kRowLength; each document counts on
 // by its own stride, so there is something to learn. Its first third is not supervised.
@@ -74,9 +85,13 @@ TempFolder::~TempFolder() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-void MakeTinyData(const std::string& folder) {
+void MakeTinyData(const std::string& folder, bool for_kernels) {
   std::filesystem::create_directories(folder + "/model");
-  std::ofstream(folder + "/model/config.json") << kModel;
+  std::string model = kModel;
+  for (const auto& [from, to] : kWider) {
+    if (for_kernels) model.replace(model.find(from), std::strlen(from), to);
+  }
+  std::ofstream(folder + "/model/config.json") << model;
   OrThrow(WriteTokenFile(folder + "/train.tok", MakeTokens(44, 1)));
   OrThrow(WriteTokenFile(folder + "/validation.tok", MakeTokens(11, 2)));
 }
@@ -84,11 +99,15 @@ void MakeTinyData(const std::string& folder) {
 ConfigFrame MakeFrame(const TinyJob& job, int rank) {
   ConfigFrame frame;
   frame.job = {
-      {"model", {{"path", job.folder + "/model"}, {"dtype", job.dtype}, {"random_init", true}}},
+      {"model",
+       {{"path", job.folder + "/model"},
+        {"dtype", job.dtype},
+        {"random_init", true},
+        {"activation_memory", job.activation_memory}}},
       {"data", {{"shuffle", true}}},
       {"batch",
        {{"global_batch_size", 8},
-        {"local_batch_size", 2},
+        {"local_batch_size", job.local_batch_size},
         {"max_steps", std::to_string(job.max_steps)},
         {"val_every_steps", std::to_string(job.val_every_steps)}}},
       {"optimizer",
@@ -99,7 +118,9 @@ ConfigFrame MakeFrame(const TinyJob& job, int rank) {
         {"eps", 1e-8},
         {"weight_decay", 0.01},
         {"max_grad_norm", 1.0},
-        {"moment_dtype", job.moment_dtype}}},
+        {"moment_dtype", job.moment_dtype},
+        {"gradient_dtype", job.gradient_dtype},
+        {"exact_master", job.exact_master}}},
       {"lr_schedule", {{"decay", "LR_DECAY_COSINE"}, {"warmup_steps", "2"}, {"decay_steps", "20"}}},
       {"parallel",
        {{"num_ranks", job.gang.world},
@@ -108,6 +129,7 @@ ConfigFrame MakeFrame(const TinyJob& job, int rank) {
         {"reshard_after_forward", job.reshard_after_forward},
         {"collective_timeout", "60s"}}},
       {"checkpoint", {{"every_steps", std::to_string(job.every_steps)}, {"save_optimizer", true}}},
+      {"deterministic", job.deterministic},
       {"seed", 42}};
   frame.job_name = "projects/default/jobs/tiny";
   frame.job_uid = "uid";
@@ -117,7 +139,7 @@ ConfigFrame MakeFrame(const TinyJob& job, int rank) {
   frame.local_rank = rank;
   frame.master_address = "127.0.0.1";
   frame.master_port = job.master_port == 0 ? 29500 : job.master_port;
-  frame.device = "cpu";
+  frame.device = job.device;
   frame.threads = 1;
   frame.job_dir = job.job_dir;
   frame.resume_from = job.resume_from;

@@ -44,10 +44,17 @@ struct TinyJob {
   double lr = 1e-2;
   bool reshard_after_forward = true;
   int64_t master_port = 0;
+  std::string device = "cpu";
+  int64_t local_batch_size = 2;
+  std::string gradient_dtype = "float32";
+  bool exact_master = true;
+  bool deterministic = false;
+  std::string activation_memory = "ACTIVATION_MEMORY_LEAN";
 };
 
-// Writes the model's config and both token files.
-void MakeTinyData(const std::string& folder);
+// Writes the model's config and both token files. `for_kernels`: with sizes that the kernels of
+// worker/trainer/ops take in bfloat16 (head_dim 128, all else multiples of 8).
+void MakeTinyData(const std::string& folder, bool for_kernels = false);
 
 ConfigFrame MakeFrame(const TinyJob& job, int rank);
 
@@ -70,7 +77,7 @@ struct RunReport {
 RunReport RunInThreads(const TinyJob& job,
                        const std::function<bool(const StepFrame&)>& on_step = nullptr);
 
-// The bytes of a checkpoint's model.safetensors.
+// The weights of a checkpoint: the bytes of its model.safetensors.
 std::string WeightBytes(const std::string& checkpoint_folder);
 
 }  // namespace switchyard

@@ -93,8 +93,10 @@ constexpr Name<TrainDtype> kDtypes[] = {{"float32", TrainDtype::kFloat32},
 constexpr Name<TrainConfig::Aux> kAuxLosses[] = {{"AUX_LOSS_HF", TrainConfig::Aux::kHf},
                                                  {"AUX_LOSS_MEGATRON", TrainConfig::Aux::kMegatron},
                                                  {"AUX_LOSS_OFF", TrainConfig::Aux::kOff}};
-constexpr Name<bool> kRecompute[] = {{"ACTIVATION_MEMORY_LEAN", false},
-                                     {"ACTIVATION_MEMORY_FULL_RECOMPUTE", true}};
+constexpr Name<TrainConfig::Activations> kActivations[] = {
+    {"ACTIVATION_MEMORY_LEAN", TrainConfig::Activations::kLean},
+    {"ACTIVATION_MEMORY_FULL_RECOMPUTE", TrainConfig::Activations::kFullRecompute},
+    {"ACTIVATION_MEMORY_OFFLOAD", TrainConfig::Activations::kOffload}};
 constexpr Name<bool> kDecoupled[] = {{"OPTIMIZER_KIND_ADAM", false},
                                      {"OPTIMIZER_KIND_ADAMW", true}};
 constexpr Name<LrDecay> kDecays[] = {{"LR_DECAY_CONSTANT", LrDecay::kConstant},
@@ -119,7 +121,7 @@ void ReadModel(const Json& json, TrainConfig::Model* model, std::vector<std::str
     fields.Get("aux_loss_coef", &coefficient);
     model->aux_loss_coef = coefficient;
   }
-  fields.GetName("activation_memory", kRecompute, &model->full_recompute);
+  fields.GetName("activation_memory", kActivations, &model->activations);
   fields.Get("loss_chunk_tokens", &model->loss_chunk_tokens);
 }
 
@@ -134,6 +136,8 @@ void ReadOptimizer(const Json& json, TrainConfig* config, std::vector<std::strin
   fields.Get("weight_decay", &optimizer->weight_decay);
   fields.Get("max_grad_norm", &optimizer->max_grad_norm);
   fields.GetName("moment_dtype", kDtypes, &optimizer->moment_dtype);
+  fields.GetName("gradient_dtype", kDtypes, &optimizer->gradient_dtype);
+  fields.Get("exact_master", &optimizer->exact_master);
   fields.GetUnless0("max_nonfinite_steps", &optimizer->max_nonfinite_steps);
 }
 
@@ -184,9 +188,19 @@ absl::StatusOr<TrainConfig> ReadTrainConfig(const ConfigFrame& frame) {
   }
   TrainConfig config;
   std::vector<std::string> faults;
-  config.run = {frame.job_name,   frame.job_uid,        frame.attempt,     frame.rank,
-                frame.world_size, frame.master_address, frame.master_port, frame.device,
-                frame.threads,    frame.job_dir,        frame.resume_from, 42};
+  config.run = {frame.job_name,
+                frame.job_uid,
+                frame.attempt,
+                frame.rank,
+                frame.world_size,
+                frame.master_address,
+                frame.master_port,
+                frame.device,
+                frame.threads,
+                frame.job_dir,
+                frame.resume_from,
+                42,
+                false};
   config.data.train_tokens = frame.train_tokens;
   config.data.validation_tokens = frame.validation_tokens;
 
@@ -197,6 +211,7 @@ absl::StatusOr<TrainConfig> ReadTrainConfig(const ConfigFrame& frame) {
     faults.push_back(absl::StrCat("job.seed: ", seed, " is not a uint32"));
   }
   config.run.seed = static_cast<uint32_t>(seed);
+  root.Get("deterministic", &config.run.deterministic);
   ReadModel(root.Child("model"), &config.model, &faults);
   ReadOptimizer(root.Child("optimizer"), &config, &faults);
   config.lr_schedule_spec = root.Child("lr_schedule");
@@ -217,8 +232,12 @@ std::vector<std::string> TrainConfig::Validate() const {
           " is not one of ", run.world_size, " ranks");
   require(run.world_size == 1 || (run.master_port > 0 && run.master_port < 65536),
           "master_port is ", run.master_port, ", a gang of ", run.world_size, " needs one");
-  require(run.device == "cpu", "device \"", run.device,
-          "\": this build of the trainer runs on the CPU only");
+  require(run.device == "cpu" || absl::StartsWith(run.device, "cuda:"), "device \"", run.device,
+          "\": expected cpu or cuda:<index>");
+  require(
+      model.activations != Activations::kOffload || run.device != "cpu",
+      "model.activation_memory OFFLOAD moves activations from a GPU to the host; on the CPU use "
+      "LEAN or FULL_RECOMPUTE");
   require(run.threads >= 1, "threads is ", run.threads, ", must be at least 1");
   require(!run.job_dir.empty(), "job_dir is empty");
   require(!model.path.empty(), "model.path is empty");

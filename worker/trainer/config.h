@@ -20,6 +20,7 @@ enum class TrainDtype { kFloat32, kBfloat16 };
 
 struct TrainConfig {
   enum class Aux { kHf, kMegatron, kOff };
+  enum class Activations { kLean, kFullRecompute, kOffload };
 
   struct Run {
     std::string job_name;
@@ -28,12 +29,13 @@ struct TrainConfig {
     int64_t rank = 0;
     int64_t world_size = 1;
     std::string master_address = "127.0.0.1";
-    int64_t master_port = 0;  // not needed by a gang of one
-    std::string device = "cpu";
-    int64_t threads = 1;      // CPU threads of this rank
-    std::string job_dir;      // checkpoints go to its staging folder
-    std::string resume_from;  // a checkpoint of this job, before checkpoint.restore_from
+    int64_t master_port = 0;     // not needed by a gang of one
+    std::string device = "cpu";  // or "cuda:<index>"
+    int64_t threads = 1;         // CPU threads of this rank
+    std::string job_dir;         // checkpoints go to its staging folder
+    std::string resume_from;     // a checkpoint of this job, before checkpoint.restore_from
     uint32_t seed = 42;
+    bool deterministic = false;  // prefer kernels whose sums have a fixed order; the CPU's have
   };
   struct Model {
     std::string path;
@@ -42,7 +44,7 @@ struct TrainConfig {
     bool router_fp32 = false;
     Aux aux_loss = Aux::kHf;
     std::optional<double> aux_loss_coef;  // unset: the model config decides
-    bool full_recompute = false;
+    Activations activations = Activations::kLean;
     int64_t loss_chunk_tokens = 0;
   };
   struct Data {
@@ -65,6 +67,8 @@ struct TrainConfig {
     double weight_decay = 0.0;
     double max_grad_norm = 0;  // 0: no clipping
     TrainDtype moment_dtype = TrainDtype::kFloat32;
+    TrainDtype gradient_dtype = TrainDtype::kFloat32;
+    bool exact_master = true;  // of bf16 weights
     int64_t max_nonfinite_steps = 3;
   };
   struct Parallel {

@@ -10,10 +10,10 @@ namespace switchyard {
 namespace {
 
 using testing::AllOf;
-using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 
 ConfigFrame Frame(const std::string& job) {
   ConfigFrame frame;
@@ -61,7 +61,7 @@ TEST(TrainConfigTest, ReadsEveryField) {
   EXPECT_TRUE(c.model.router_fp32);
   EXPECT_EQ(c.model.aux_loss, TrainConfig::Aux::kMegatron);
   EXPECT_EQ(c.model.aux_loss_coef, 0.01);
-  EXPECT_TRUE(c.model.full_recompute);
+  EXPECT_EQ(c.model.activations, TrainConfig::Activations::kFullRecompute);
   EXPECT_EQ(c.model.loss_chunk_tokens, 128);
   EXPECT_TRUE(c.data.shuffle);
   EXPECT_EQ(c.batch.global_batch_size, 16);
@@ -94,28 +94,43 @@ TEST(TrainConfigTest, AnUnsetAuxLossCoefficientIsNotZero) {
 TEST(TrainConfigTest, WrongTypesAndNamesAreAllReported) {
   EXPECT_THAT(
       ReadTrainConfig(Frame(R"({
-        "model": {"path": 3, "activation_memory": "ACTIVATION_MEMORY_OFFLOAD"},
+        "model": {"path": 3, "activation_memory": "ACTIVATION_MEMORY_LOTS"},
         "optimizer": {"lr": "fast", "moment_dtype": "float16"},
         "parallel": {"collective_timeout": "soon"}, "seed": -1, "batch": []})")),
       StatusIs(absl::StatusCode::kInvalidArgument,
-               AllOf(HasSubstr("job.model.path"), HasSubstr("ACTIVATION_MEMORY_OFFLOAD"),
+               AllOf(HasSubstr("job.model.path"), HasSubstr("ACTIVATION_MEMORY_LOTS"),
                      HasSubstr("job.optimizer.lr"), HasSubstr("\"float16\""), HasSubstr("\"soon\""),
                      HasSubstr("job.seed"), HasSubstr("job.batch: must be an object"))));
 }
 
 TEST(TrainConfigTest, ValidateReportsAllFaults) {
   TrainConfig c = ReadTrainConfig(Frame(kJob)).value();
-  c.run.device = "cuda:0";
+  c.run.device = "tpu:0";
   c.run.master_port = 0;
   c.batch.global_batch_size = 12;
   c.batch.val_every_steps = 5;
   c.optimizer.beta2 = 1.0;
   c.model.aux_loss = TrainConfig::Aux::kOff;
   EXPECT_THAT(c.Validate(),
-              ElementsAre(HasSubstr("a gang of 2 needs one"), HasSubstr("\"cuda:0\""),
+              ElementsAre(HasSubstr("a gang of 2 needs one"), HasSubstr("\"tpu:0\""),
                           HasSubstr("aux_loss is off"),
                           HasSubstr("12 is not a multiple of local_batch_size 4 x 2 ranks"),
                           HasSubstr("no validation data"), HasSubstr("beta2 is 1")));
+}
+
+TEST(TrainConfigTest, LayoutsOfTheOptimizerAndOffloadingNeedNoMoreThanTheirNames) {
+  TrainConfig c = ReadTrainConfig(Frame(R"({
+        "model": {"path": "/m", "activation_memory": "ACTIVATION_MEMORY_OFFLOAD"},
+        "optimizer": {"gradient_dtype": "bfloat16", "exact_master": false},
+        "deterministic": true, "batch": {"max_steps": "3"}})"))
+                      .value();
+  EXPECT_EQ(c.optimizer.gradient_dtype, TrainDtype::kBfloat16);
+  EXPECT_FALSE(c.optimizer.exact_master);
+  EXPECT_TRUE(c.run.deterministic);
+  EXPECT_THAT(c.Validate(), Contains(HasSubstr("OFFLOAD")));
+  c.run.device = "cuda:1";
+  EXPECT_THAT(c.Validate(), Not(Contains(HasSubstr("OFFLOAD"))));
+  EXPECT_TRUE(ReadTrainConfig(Frame("{}")).value().optimizer.exact_master) << "unset";
 }
 
 TEST(TrainConfigTest, TotalStepsIsTheSmallerOfBothLimits) {

@@ -34,7 +34,12 @@ constexpr char kHelp[] =
     "  --config FILE   alone: the config frame's JSON from FILE, frames as JSON lines on stdout;\n"
     "                  checkpoints stay in <job_dir>/staging\n"
     "Exactly one of both. Contracts: docs/contracts.md. Exit codes: 0 done, 1 failed, 2 usage,\n"
-    "3 stopped by request.\n";
+    "3 stopped by request.\n"
+#if defined(SY_CUDA)
+    "CUDA: yes\n";
+#else
+    "CUDA: no\n";
+#endif
 
 Control* g_control = nullptr;
 
@@ -164,6 +169,7 @@ int RunTrainer(const Flags& flags) {
       options.master_address = config.run.master_address;
       options.master_port = static_cast<int>(config.run.master_port);
       options.timeout = config.parallel.collective_timeout;
+      options.cuda = config.run.device != "cpu";
       options.gang = absl::StrCat(config.run.job_uid, ".", config.run.attempt);
       return MakeC10dComms(mesh, options);
     };

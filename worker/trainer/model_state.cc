@@ -27,8 +27,10 @@ std::vector<BucketLayout> LocalBuckets(const ModelConfig& model, const Mesh& mes
   return BuildBuckets(model, mesh.ep_rank() * local, (mesh.ep_rank() + 1) * local);
 }
 
-FsdpOptions StoreOptions(const TrainConfig& config) {
+FsdpOptions StoreOptions(const TrainConfig& config, at::Device device) {
   FsdpOptions options;
+  options.device = device;
+  options.gradient_dtype = ScalarType(config.optimizer.gradient_dtype);
   options.weight_dtype = ScalarType(config.model.dtype);
   options.reshard_after_forward = config.parallel.reshard_after_forward;
   return options;
@@ -42,6 +44,7 @@ AdamOptions OptimizerOptions(const TrainConfig& config) {
   options.eps = config.optimizer.eps;
   options.weight_decay = config.optimizer.weight_decay;
   options.moment_dtype = ScalarType(config.optimizer.moment_dtype);
+  options.exact_master = config.optimizer.exact_master;
   options.seed = config.run.seed;
   return options;
 }
@@ -49,13 +52,13 @@ AdamOptions OptimizerOptions(const TrainConfig& config) {
 }  // namespace
 
 ModelState::ModelState(const TrainConfig& config, const ModelConfig& model, const Mesh& mesh,
-                       const Comms& comms)
+                       const Comms& comms, at::Device device)
     : config_(config),
       model_(model),
       mesh_(mesh),
       comms_(comms),
       whole_model_(BuildBuckets(model, 0, model.num_experts)),
-      store_(LocalBuckets(model, mesh), mesh, comms, StoreOptions(config)),
+      store_(LocalBuckets(model, mesh), mesh, comms, StoreOptions(config, device)),
       adam_(OptimizerOptions(config), store_, mesh.ep_rank()) {}
 
 std::vector<BucketShard> ModelState::Shards() {
@@ -103,6 +106,14 @@ std::optional<TrainState> ModelState::Load(const std::string& checkpoint) {
     plan_ = OrThrow(PlanCheckpoint(whole_model_, source.has_value() ? &*source : nullptr, format));
     return state;
   });
+}
+
+int64_t ModelState::bytes() const {
+  int64_t bytes = adam_.state_bytes();
+  for (int b = 0; b < store_.num_buckets(); ++b) {
+    bytes += static_cast<int64_t>(store_.weight_slice(b).nbytes());
+  }
+  return bytes;
 }
 
 uint32_t ModelState::Save(const std::string& folder, const Manifest& manifest,

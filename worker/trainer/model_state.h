@@ -24,7 +24,7 @@ class ModelState {
  public:
   // Allocates weights and optimizer state. Borrows all arguments.
   ModelState(const TrainConfig& config, const ModelConfig& model, const Mesh& mesh,
-             const Comms& comms);
+             const Comms& comms, at::Device device);
 
   // Collective. Fills the weights: from `checkpoint` (a folder of ours), else from model.path, else
   // fresh ones. Returns the checkpoint's state; nullopt: training begins at step 0.
@@ -34,6 +34,9 @@ class ModelState {
   // Collective. Writes `folder` and returns the checksum of its manifest. `manifest` without files.
   // Throws TrainError STORAGE_IO, DISK_FULL.
   uint32_t Save(const std::string& folder, const Manifest& manifest, const TrainState& state);
+
+  // Weights and optimizer state of this rank.
+  int64_t bytes() const;
 
   ShardedParameterStore& store() { return store_; }
   Adam& adam() { return adam_; }

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "worker/trainer/device.h"
+
 namespace switchyard {
 
 int64_t PeakHostMemoryBytes() {
@@ -38,6 +40,30 @@ void PhaseTimer::Lap(const std::string& phase) {
   const absl::Duration now = clock_.Monotonic();
   seconds_[phase] += absl::ToDoubleSeconds(now - last_);
   last_ = now;
+}
+
+StepTimer::StepTimer(Clock& clock, at::Device device) : device_(device), host_(clock) {
+  if (!device_.is_cpu()) marks_.emplace_back("", RecordEvent(device_, /*timing=*/true));
+}
+
+void StepTimer::Lap(const std::string& phase) {
+  if (device_.is_cpu()) {
+    host_.Lap(phase);
+  } else {
+    marks_.emplace_back(phase, RecordEvent(device_, /*timing=*/true));
+  }
+}
+
+StepTimer::Times StepTimer::Read() const {
+  if (device_.is_cpu()) return {host_.seconds(), host_.total_seconds()};
+  Times times;
+  marks_.back().second.synchronize();
+  for (size_t i = 1; i < marks_.size(); ++i) {
+    const double seconds = marks_[i - 1].second.elapsedTime(marks_[i].second) / 1e3;
+    times.seconds[marks_[i].first] += seconds;
+    times.total += seconds;
+  }
+  return times;
 }
 
 }  // namespace switchyard

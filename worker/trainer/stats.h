@@ -3,10 +3,13 @@
 #define SWITCHYARD_WORKER_TRAINER_STATS_H_
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
 
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "base/clock.h"
@@ -36,6 +39,26 @@ class PhaseTimer {
   absl::Duration start_;
   absl::Duration last_;
   std::map<std::string, double> seconds_;
+};
+
+// The same for a step that is queued on a device: laps are marks in the stream's work, which cost
+// nothing and are read when the step is over. On the CPU they are the host's time. One thread.
+class StepTimer {
+ public:
+  StepTimer(Clock& clock, at::Device device);
+
+  void Lap(const std::string& phase);
+  struct Times {
+    std::map<std::string, double> seconds;  // by phase
+    double total = 0;
+  };
+  // Waits until the device has passed the last mark.
+  Times Read() const;
+
+ private:
+  at::Device device_;
+  PhaseTimer host_;
+  std::vector<std::pair<std::string, c10::Event>> marks_;  // CUDA; the first is the start
 };
 
 }  // namespace switchyard

@@ -15,11 +15,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "worker/trainer/batch_feeder.h"
 #include "worker/trainer/data/loader.h"
 #include "worker/trainer/data/token_file.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/failure.h"
 #include "worker/trainer/model_state.h"
 #include "worker/trainer/models/decoder.h"
+#include "worker/trainer/models/flops.h"
 #include "worker/trainer/models/memory_plan.h"
 #include "worker/trainer/optim/grad_clip.h"
 #include "worker/trainer/optim/nonfinite_guard.h"
@@ -36,38 +39,65 @@ struct TokenSource {
   std::unique_ptr<Loader> loader;
 };
 
-// Sums over the micro-batches of a step, then over ranks.
-struct StepSums {
+// What a step or a validation adds up to, over ranks.
+struct StepNumbers {
   double ce = 0;
   double aux = 0;  // coefficient x mean auxiliary loss
   int64_t supervised = 0;
   at::Tensor copies_LE;
+};
 
+// Sums over the micro-batches on the device, then over ranks, without waiting for either.
+class StepSums {
+ public:
   void Add(const LossSums& microbatch) {
-    ce += microbatch.ce_sum.item<double>();
-    aux += microbatch.aux.item<double>();
-    supervised += microbatch.supervised;
-    if (!copies_LE.defined()) {
-      copies_LE = microbatch.token_copies_LE.clone();
+    supervised_ += microbatch.supervised;
+    if (!ce_.defined()) {
+      ce_ = microbatch.ce_sum;
+      aux_ = microbatch.aux;
+      copies_LE_ = microbatch.token_copies_LE;
     } else {
-      copies_LE.add_(microbatch.token_copies_LE);
+      ce_ = ce_ + microbatch.ce_sum;
+      aux_ = aux_ + microbatch.aux;
+      copies_LE_ = copies_LE_ + microbatch.token_copies_LE;
     }
   }
 
-  void ReduceOver(Comm& world) {
-    at::Tensor sums = at::tensor({ce, aux, static_cast<double>(supervised)}, at::kDouble);
+  // Collective. float64: ce, aux, supervised, then the token copies (exact up to 2^53).
+  at::Tensor Reduce(Comm& world) const {
+    const at::Tensor supervised =
+        at::full({1}, static_cast<double>(supervised_), ce_.options().dtype(at::kDouble));
+    at::Tensor sums = at::cat(
+        {ce_.view({1}), aux_.view({1}), supervised, copies_LE_.reshape({-1}).to(at::kDouble)});
     world.AllReduceSum(sums);
-    ce = sums[0].item<double>();
-    aux = sums[1].item<double>();
-    supervised = static_cast<int64_t>(sums[2].item<double>());
-    if (copies_LE.defined()) world.AllReduceSum(copies_LE);
+    return sums;
   }
+
+  // `sums` of Reduce on the host.
+  StepNumbers Unpack(const at::Tensor& sums) const {
+    const double* values = sums.const_data_ptr<double>();
+    StepNumbers numbers{values[0], values[1], static_cast<int64_t>(values[2]), {}};
+    numbers.copies_LE = sums.narrow(0, 3, sums.numel() - 3).to(at::kLong).view(copies_LE_.sizes());
+    return numbers;
+  }
+
+ private:
+  at::Tensor ce_, aux_, copies_LE_;
+  int64_t supervised_ = 0;
 };
 
-DecoderBatch ToTensors(const Microbatch& rows) {
-  return {at::tensor(rows.tokens, at::kLong), at::tensor(rows.targets, at::kLong),
-          at::tensor(rows.positions, at::kLong), rows.cu_seqlens};
-}
+// A step that is queued on the device and whose numbers have not been read.
+struct QueuedStep {
+  int64_t step = 0;
+  double loss_scale = 1;
+  int64_t supervised = 0;  // of the global batch
+  double lr = 0;
+  StepSums sums;
+  HostCopy sums_on_host;
+  UpdateControl control;
+  std::optional<HostCopy> control_on_host;  // CUDA
+  StepTimer timer;
+};
 
 DecoderOptions ModelOptions(const TrainConfig::Model& config, double aux_coefficient) {
   DecoderOptions options;
@@ -75,12 +105,26 @@ DecoderOptions ModelOptions(const TrainConfig::Model& config, double aux_coeffic
     options.aux_loss =
         config.aux_loss == TrainConfig::Aux::kMegatron ? AuxLoss::kMegatron : AuxLoss::kHf;
   }
-  options.activation_memory =
-      config.full_recompute ? ActivationMemory::kFullRecompute : ActivationMemory::kLean;
+  switch (config.activations) {
+    case TrainConfig::Activations::kLean:
+      options.activation_memory = ActivationMemory::kLean;
+      break;
+    case TrainConfig::Activations::kFullRecompute:
+      options.activation_memory = ActivationMemory::kFullRecompute;
+      break;
+    case TrainConfig::Activations::kOffload:
+      options.activation_memory = ActivationMemory::kOffload;
+      break;
+  }
   options.router_fp32 = config.router_fp32;
   options.loss_chunk_tokens = config.loss_chunk_tokens;
   return options;
 }
+
+constexpr int64_t kMemoryLogStep = 3;  // the allocator's caches have settled
+
+// Of dense bf16 matrix products: H100 and H200 SXM. 0: no figure.
+double PeakFlops(at::Device device) { return device.is_cuda() ? 989.4e12 : 0; }
 
 double AuxCoefficient(const TrainConfig::Model& config, const ModelConfig& model) {
   if (config.aux_loss == TrainConfig::Aux::kOff || model.NumMoeLayers() == 0) return 0;
@@ -91,9 +135,11 @@ double AuxCoefficient(const TrainConfig::Model& config, const ModelConfig& model
 class Session {
  public:
   Session(const TrainConfig& config, const TrainerEnvironment& environment)
-      : config_(config), env_(environment) {}
+      : config_(config), env_(environment), device_(OpenDevice(config.run.device)) {}
 
   TrainResult Run();
+  // What did not fit, what was planned, and what to change.
+  std::string DescribeOutOfMemory(const c10::Error& error) const;
 
  private:
   bool IsRankZero() const { return config_.run.rank == 0; }
@@ -110,9 +156,14 @@ class Session {
   TokenSource OpenTokens(const std::string& name, const std::string& path, bool training);
   void CheckResumable(const TrainState& state, const std::string& folder);
   void ReportPlan();
+  // Queues a step, its update included, on the device.
   void TrainStep(int64_t step);
-  void ReportStep(int64_t step, const StepSums& sums, double grad_norm, double lr, bool skipped,
-                  const PhaseTimer& timer);
+  // Reads and reports the numbers of the step queued last, if that has not happened. On a GPU this
+  // is done while the next step computes, so that the device never waits for the host.
+  void FinishStep();
+  void ReportStep(const QueuedStep& queued, const StepNumbers& numbers, double grad_norm,
+                  bool skipped);
+  void LogMemory() const;
   void Validate(int64_t steps_done);
   void Save(int64_t steps_done, bool final);
   void WarnOfRefusedCommits();
@@ -120,6 +171,7 @@ class Session {
 
   const TrainConfig& config_;
   const TrainerEnvironment& env_;
+  const at::Device device_;
   ModelConfig model_;
   Mesh mesh_;
   std::optional<Comms> comms_;
@@ -128,11 +180,14 @@ class Session {
   int64_t total_steps_ = 0;
   LrSchedule schedule_;
   double aux_coefficient_ = 0;
+  MemoryPlan plan_;
   std::optional<ModelState> state_;
   std::unique_ptr<TokenDispatcher> dispatcher_;
   std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<BatchFeeder> feeder_;
 
-  int64_t steps_done_ = 0;
+  int64_t steps_done_ = 0;  // queued
+  std::optional<QueuedStep> queued_;
   int64_t tokens_seen_ = 0;
   NonfiniteGuard guard_{3};
   double last_loss_ = std::nan("");
@@ -203,11 +258,19 @@ void Session::Load() {
 
   comms_.emplace(env_.make_comms(mesh_));
   ReportPlan();
-  state_.emplace(config_, model_, mesh_, *comms_);
+  state_.emplace(config_, model_, mesh_, *comms_, device_);
   const std::string checkpoint =
       !config_.run.resume_from.empty() ? config_.run.resume_from : config_.checkpoint.restore_from;
   guard_ = NonfiniteGuard(config_.optimizer.max_nonfinite_steps);
-  if (const std::optional<TrainState> loaded = state_->Load(checkpoint); loaded.has_value()) {
+  PhaseTimer loading(*env_.clock);
+  const std::optional<TrainState> loaded = state_->Load(checkpoint);
+  FlushDevice(device_);
+  loading.Lap("loading");
+  const int64_t bytes = state_->bytes();
+  SY_LOG(INFO) << "loaded state_bytes=" << bytes << " seconds=" << loading.total_seconds()
+               << " GB/s=" << static_cast<double>(bytes) / 1e9 / loading.total_seconds()
+               << " peak_host_bytes=" << PeakHostMemoryBytes();
+  if (loaded.has_value()) {
     CheckResumable(*loaded, checkpoint);
     steps_done_ = loaded->step;
     tokens_seen_ = loaded->tokens_seen;
@@ -232,16 +295,20 @@ void Session::ReportPlan() {
   input.microbatch_tokens = config_.batch.local_batch_size * train_.file->row_length();
   input.weight_bytes = config_.model.dtype == TrainDtype::kFloat32 ? 4 : 2;
   input.moment_bytes = config_.optimizer.moment_dtype == TrainDtype::kFloat32 ? 4 : 2;
-  input.full_recompute = config_.model.full_recompute;
+  input.gradient_bytes = config_.optimizer.gradient_dtype == TrainDtype::kFloat32 ? 4 : 2;
+  input.exact_master = config_.optimizer.exact_master;
+  input.full_recompute = config_.model.activations != TrainConfig::Activations::kLean;
+  input.offload = config_.model.activations == TrainConfig::Activations::kOffload;
+  input.on_gpu = device_.is_cuda();
   input.reshard_after_forward = config_.parallel.reshard_after_forward;
   input.loss_chunk_tokens = config_.model.loss_chunk_tokens;
-  const MemoryPlan plan = PlanMemory(model_, input);
-  ReportFromRankZero(PlanFrame{plan.weights, plan.gradients, plan.optimizer, plan.activations,
-                               plan.buffers, plan.total()});
+  plan_ = PlanMemory(model_, input);
+  ReportFromRankZero(PlanFrame{plan_.weights, plan_.gradients, plan_.optimizer, plan_.activations,
+                               plan_.buffers, plan_.total()});
 }
 
 void Session::TrainStep(int64_t step) {
-  PhaseTimer timer(*env_.clock);
+  StepTimer timer(*env_.clock, device_);
   Loader& loader = *train_.loader;
   ShardedParameterStore& store = state_->store();
   const int64_t supervised = loader.SupervisedInStep(step);
@@ -257,45 +324,64 @@ void Session::TrainStep(int64_t step) {
   StepSums sums;
   const int64_t microbatches = loader.microbatches_per_step();
   for (int64_t m = 0; m < microbatches; ++m) {
-    const DecoderBatch batch = ToTensors(loader.Get(step, m));
+    const DecoderBatch batch = feeder_->Next(step, m);
     timer.Lap("data");
     store.BeginMicrobatch(m == 0, m + 1 == microbatches);
     sums.Add(decoder_->ForwardBackward(batch, loss_scale, aux_scale));
     timer.Lap("forward_backward");
   }
   store.FinishGradients();
-  sums.ReduceOver(World());
-  TORCH_CHECK(sums.supervised == supervised, "bug: step ", step, ": the ranks saw ",
-              sums.supervised, " supervised tokens, the global batch has ", supervised);
-  const double loss = sums.ce * loss_scale;
-  const UpdateControl control = ControlUpdate(
-      store, *comms_, at::full({}, loss + sums.aux, at::kDouble), config_.optimizer.max_grad_norm);
+  const at::Tensor reduced = sums.Reduce(World());
+  const UpdateControl control = ControlUpdate(store, *comms_, reduced[0] * loss_scale + reduced[1],
+                                              config_.optimizer.max_grad_norm);
   timer.Lap("reduce");
 
+  // Skipped steps are not updates: Adam's bias correction counts those made. So the step before
+  // must be known now.
+  FinishStep();
   const double lr = LearningRate(schedule_, step);
-  const bool update = guard_.Allow(loss + sums.aux, control.norm);
-  if (update) {
-    // Skipped steps are not updates: Adam's bias correction counts those made.
-    state_->adam().Step(step + 1 - guard_.total(), lr, control);
-    store.WeightsChanged();
-  }
+  state_->adam().Step(step + 1 - guard_.total(), lr, control);
+  store.WeightsChanged();
   timer.Lap("optimizer");
+
+  queued_.emplace(QueuedStep{step, loss_scale, supervised, lr, sums, HostCopy(reduced), control,
+                             std::nullopt, std::move(timer)});
+  if (control.device.defined()) queued_->control_on_host.emplace(control.device);
   steps_done_ = step + 1;
-  env_.control->steps_done.store(steps_done_);
   tokens_seen_ += loader.TokensInStep(step);
+  if (device_.is_cpu()) FinishStep();
+}
+
+void Session::FinishStep() {
+  if (!queued_.has_value()) return;
+  const QueuedStep queued = *std::exchange(queued_, std::nullopt);
+  const StepNumbers numbers = queued.sums.Unpack(queued.sums_on_host.Wait());
+  const UpdateControl control = queued.control_on_host.has_value()
+                                    ? UpdateControl::Decode(queued.control_on_host->Wait())
+                                    : queued.control;
+  TORCH_CHECK(numbers.supervised == queued.supervised, "bug: step ", queued.step,
+              ": the ranks saw ", numbers.supervised, " supervised tokens, the global batch has ",
+              queued.supervised);
+  const double loss = numbers.ce * queued.loss_scale;
+  const bool update = guard_.Allow(loss + numbers.aux, control.norm);
+  TORCH_CHECK(update == control.apply, "bug: step ", queued.step, ": loss ", loss, ", norm ",
+              control.norm, ", update ", control.apply);
+  env_.control->steps_done.store(queued.step + 1);
   last_loss_ = loss;
-  ReportStep(step, sums, control.norm, lr, !update, timer);
+  ReportStep(queued, numbers, control.norm, !update);
   if (guard_.Exhausted()) {
     throw TrainError(
         FailureReason::kNanLoss,
-        absl::StrCat("step ", steps_done_, ": loss ", loss, ", gradient norm ", control.norm,
+        absl::StrCat("step ", queued.step + 1, ": loss ", loss, ", gradient norm ", control.norm,
                      ": not finite ", guard_.in_a_row(), " times in a row"));
   }
 }
 
-void Session::ReportStep(int64_t step, const StepSums& sums, double grad_norm, double lr,
-                         bool skipped, const PhaseTimer& timer) {
-  at::Tensor memory = at::tensor({PeakHostMemoryBytes()}, at::kLong);
+void Session::ReportStep(const QueuedStep& queued, const StepNumbers& numbers, double grad_norm,
+                         bool skipped) {
+  const int64_t step = queued.step;
+  const StepTimer::Times times = queued.timer.Read();
+  at::Tensor memory = at::tensor({ReadDeviceMemory(device_).peak_bytes}, at::kLong);
   World().AllReduceMax(memory);
   StepFrame frame;
   frame.step = step + 1;
@@ -303,41 +389,68 @@ void Session::ReportStep(int64_t step, const StepSums& sums, double grad_norm, d
   frame.epoch =
       static_cast<double>(step + 1) / static_cast<double>(train_.loader->steps_per_epoch());
   frame.loss = last_loss_;
-  frame.aux_loss = sums.aux;  // weighted: loss + aux_loss is what is minimised
+  frame.aux_loss = numbers.aux;  // weighted: loss + aux_loss is what is minimised
   frame.grad_norm = grad_norm;
-  frame.learning_rate = lr;
+  frame.learning_rate = queued.lr;
   frame.tokens = train_.loader->TokensInStep(step);
-  frame.supervised_tokens = sums.supervised;
-  frame.step_seconds = timer.total_seconds();
+  frame.supervised_tokens = numbers.supervised;
+  frame.step_seconds = times.total;
   if (frame.step_seconds > 0) {
     frame.tokens_per_second = static_cast<double>(frame.tokens) / frame.step_seconds;
     frame.supervised_tokens_per_second =
         static_cast<double>(frame.supervised_tokens) / frame.step_seconds;
+    const double flops =
+        3 * ForwardFlops(model_, frame.tokens, train_.loader->CausalPairsInStep(step));
+    if (const double peak = PeakFlops(device_); peak > 0) {
+      frame.mfu = flops / (frame.step_seconds * peak * static_cast<double>(config_.run.world_size));
+    }
   }
   frame.memory_bytes = memory.item<int64_t>();
-  frame.expert_load_max_over_mean = ExpertLoadMaxOverMean(sums.copies_LE);
+  frame.expert_load_max_over_mean = ExpertLoadMaxOverMean(numbers.copies_LE);
   frame.skipped = skipped;
   frame.skipped_total = guard_.total();
-  frame.phase_seconds = timer.seconds();
+  frame.phase_seconds = times.seconds;
   frame.phase_seconds.merge(carried_seconds_);
   carried_seconds_.clear();
   ReportFromRankZero(frame);
+  if (step + 1 == kMemoryLogStep || step + 1 == total_steps_) LogMemory();
+}
+
+void Session::LogMemory() const {
+  if (device_.is_cpu()) return;
+  const DeviceMemory memory = ReadDeviceMemory(device_);
+  SY_LOG(INFO) << "device memory planned=" << plan_.total() << " peak=" << memory.peak_bytes
+               << " reserved=" << memory.reserved_bytes << " peak/planned="
+               << static_cast<double>(memory.peak_bytes) / static_cast<double>(plan_.total());
+}
+
+std::string Session::DescribeOutOfMemory(const c10::Error& error) const {
+  const std::string what = error.what_without_backtrace();
+  const DeviceMemory memory = ReadDeviceMemory(device_);
+  return absl::StrCat(
+      what.substr(0, what.find('\n')), "; planned ", plan_.total(), " bytes (weights ",
+      plan_.weights, ", gradients ", plan_.gradients, ", optimizer ", plan_.optimizer,
+      ", activations ", plan_.activations, ", buffers ", plan_.buffers, "), peak ",
+      memory.peak_bytes,
+      ". A smaller batch.local_batch_size or pack_length, "
+      "activation checkpointing, bfloat16 moments and gradients, or more ranks need less");
 }
 
 void Session::Validate(int64_t steps_done) {
   if (validation_.empty()) return;
+  FinishStep();
   EnterPhase("validating");
   PhaseTimer timer(*env_.clock);
   last_validation_loss_.reset();
   for (TokenSource& source : validation_) {
     StepSums sums;
     for (int64_t step = 0; step < source.loader->steps_per_epoch(); ++step) {
-      sums.Add(decoder_->Evaluate(ToTensors(source.loader->Get(step, 0))));
+      sums.Add(decoder_->Evaluate(ToTensors(source.loader->Get(step, 0), device_.is_cuda())));
     }
-    sums.ReduceOver(World());
-    const double loss = sums.ce / static_cast<double>(std::max<int64_t>(sums.supervised, 1));
+    const StepNumbers numbers = sums.Unpack(HostCopy(sums.Reduce(World())).Wait());
+    const double loss = numbers.ce / static_cast<double>(std::max<int64_t>(numbers.supervised, 1));
     if (!last_validation_loss_.has_value()) last_validation_loss_ = loss;
-    ReportFromRankZero(ValidationFrame{steps_done, source.name, loss, sums.supervised});
+    ReportFromRankZero(ValidationFrame{steps_done, source.name, loss, numbers.supervised});
   }
   timer.Lap("validation");
   carried_seconds_["validation"] += timer.total_seconds();
@@ -345,6 +458,7 @@ void Session::Validate(int64_t steps_done) {
 }
 
 void Session::Save(int64_t steps_done, bool final) {
+  FinishStep();
   EnterPhase("saving");
   PhaseTimer timer(*env_.clock);
   Manifest manifest;
@@ -375,6 +489,7 @@ void Session::Save(int64_t steps_done, bool final) {
   ReportFromRankZero(
       CheckpointFrame{steps_done, folder, crc32c, final, last_loss_, last_validation_loss_});
   timer.Lap("checkpoint");
+  SY_LOG(INFO) << "saved step=" << steps_done << " seconds=" << timer.total_seconds();
   carried_seconds_["checkpoint"] += timer.total_seconds();
   EnterPhase("training");
 }
@@ -432,6 +547,8 @@ void Session::AwaitLastCommit() {
 TrainResult Session::Run() {
   Load();
   EnterPhase("training");
+  feeder_ = std::make_unique<BatchFeeder>(*train_.loader, steps_done_, total_steps_, device_);
+  ResetPeakDeviceMemory(device_);
   const TrainConfig::Batch& batch = config_.batch;
   const TrainConfig::Checkpoint& checkpoint = config_.checkpoint;
   const int64_t steps_per_epoch = train_.loader->steps_per_epoch();
@@ -439,6 +556,7 @@ TrainResult Session::Run() {
   while (steps_done_ < total_steps_) {
     const StopRequest stop = AgreeOnStop(World(), env_.control->stop());
     if (stop.stop) {
+      FinishStep();
       const bool progress = steps_done_ > std::max<int64_t>(last_saved_step_, 0);
       if (stop.checkpoint && progress) Save(steps_done_, /*final=*/false);
       AwaitLastCommit();
@@ -453,6 +571,7 @@ TrainResult Session::Run() {
       Save(steps_done_, last);
     }
   }
+  FinishStep();
   AwaitLastCommit();
   return {steps_done_, false};
 }
@@ -462,7 +581,13 @@ TrainResult Session::Run() {
 TrainResult Train(const TrainConfig& config, const TrainerEnvironment& environment) {
   at::set_num_threads(static_cast<int>(config.run.threads));
   const c10::NoGradGuard no_grad;  // no autograd on the training path
-  const TrainResult result = Session(config, environment).Run();
+  Session session(config, environment);
+  TrainResult result;
+  try {
+    result = session.Run();
+  } catch (const c10::OutOfMemoryError& e) {
+    throw TrainError(FailureReason::kOomGpu, session.DescribeOutOfMemory(e));
+  }
   environment.report(DoneFrame{result.step, result.stopped});
   return result;
 }

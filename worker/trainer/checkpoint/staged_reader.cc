@@ -35,13 +35,15 @@ at::ScalarType TorchDtype(TensorDtype dtype) {
 
 }  // namespace
 
-StagedReader::StagedReader(std::string folder, std::vector<std::string> files, at::Device device)
+StagedReader::StagedReader(std::string folder, std::vector<std::string> files, at::Device device,
+                           int64_t buffer_bytes)
     : files_(std::move(folder), std::move(files), O_RDONLY), device_(device) {
   const bool on_host = device.is_cpu();
+  if (buffer_bytes == 0) buffer_bytes = on_host ? kHostBuffer : kDeviceBuffer;
   buffers_.resize(on_host ? 1 : 2);
   for (Buffer& buffer : buffers_) {
-    buffer.bytes = at::empty({on_host ? kHostBuffer : kDeviceBuffer},
-                             at::TensorOptions().dtype(at::kByte).pinned_memory(!on_host));
+    buffer.bytes =
+        at::empty({buffer_bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(!on_host));
   }
 }
 

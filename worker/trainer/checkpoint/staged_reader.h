@@ -18,15 +18,17 @@
 
 namespace switchyard {
 
-// One thread; reads with at::get_num_threads() of them. Host memory: two pinned buffers of 64 MiB
-// for a GPU, one of 16 MiB else. On a GPU everything is queued on the current stream.
+// One thread; reads with at::get_num_threads() of them. Host memory: two pinned buffers for a GPU,
+// else one. On a GPU everything is queued on the current stream.
 class StagedReader {
  public:
   // Takes `values` [n] on the device, in the file's dtype, which belong at elements
   // [first, first + n) of the shard. They are valid during the call, and for work that it queues.
   using Use = std::function<void(int64_t first, const at::Tensor& values)>;
 
-  StagedReader(std::string folder, std::vector<std::string> files, at::Device device);
+  // `buffer_bytes`: of each host buffer, at least 8; 0: 64 MiB for a GPU, else 16 MiB.
+  StagedReader(std::string folder, std::vector<std::string> files, at::Device device,
+               int64_t buffer_bytes = 0);
 
   // Calls `use` for all pieces of the range, now or in a later call. Errors: as OpenFiles::ReadAt,
   // also of ranges that were asked for before.

@@ -43,8 +43,10 @@ double SumOfSquares(const at::Tensor& flat) {
 }  // namespace
 
 UpdateControl UpdateControl::Read() const {
-  if (!device.defined()) return *this;
-  const at::Tensor host = device.cpu();
+  return device.defined() ? Decode(device.cpu()) : *this;
+}
+
+UpdateControl UpdateControl::Decode(const at::Tensor& host) {
   const auto* control = static_cast<const kernels::StepControl*>(host.const_data_ptr());
   return {control->norm, control->scale, control->apply != 0, {}};
 }

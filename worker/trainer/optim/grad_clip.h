@@ -18,6 +18,8 @@ struct UpdateControl {
 
   // The decision on the host; waits for the device when it is there.
   UpdateControl Read() const;
+  // From a copy of `device` on the host.
+  static UpdateControl Decode(const at::Tensor& host);
 };
 
 // Collective over dp_shard, whose ranks hold every slice of one replica, dense and expert, exactly
