@@ -72,6 +72,7 @@ void AgentTest::SetUp() {
   config_.node = "n1";
   config_.state_dir = folder_ + "/state";
   config_.bin_dir = folder_ + "/bin";
+  config_.shim_program = SY_SHIM_PROGRAM;
   config_.term_grace = absl::Milliseconds(100);
   config_.gang_grace = absl::Milliseconds(100);
   config_.shutdown_grace = absl::Milliseconds(100);
@@ -167,6 +168,41 @@ std::vector<pid_t> AgentTest::AwaitTrainers(size_t count) {
     return pids.size() == count;
   }));
   return pids;
+}
+
+pid_t PidOf(const CoordinatorRecord& record, int rank) {
+  const std::string log = LogOf(record, rank, "stdout");
+  const size_t at = log.find("\npid ");
+  return at == std::string::npos || log.find('\n', at + 1) == std::string::npos
+             ? 0
+             : std::stoi(log.substr(at + 5));
+}
+
+bool IsGone(pid_t pid) {
+  return Eventually([pid] {
+    const std::string stat = ReadFile(absl::StrCat("/proc/", pid, "/stat")).value_or("x) Z");
+    return stat[stat.rfind(')') + 2] == 'Z';
+  });
+}
+
+absl::StatusOr<std::unique_ptr<Subprocess>> AgentProgramTest::StartProgram(
+    const std::vector<std::string>& flags) {
+  SubprocessOptions options;
+  options.argv = {SY_AGENT_PROGRAM,
+                  "--coordinator=" + coordinator_.target(),
+                  "--node=n1",
+                  "--state-dir=" + config_.state_dir,
+                  "--cpu-ranks=2",
+                  "--metrics-listen=127.0.0.1:0",
+                  "--bin-dir=" + config_.bin_dir,
+                  "--port-file=" + folder_ + "/ports.json"};
+  options.argv.insert(options.argv.end(), flags.begin(), flags.end());
+  return Subprocess::Start(options);
+}
+
+bool AgentProgramTest::WaitForPid(int rank) {
+  return coordinator_.WaitFor(
+      [rank](const CoordinatorRecord& record) { return PidOf(record, rank) != 0; });
 }
 
 }  // namespace switchyard

@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "tests/agent/fake_coordinator.h"
 #include "worker/agent/agent.h"
+#include "worker/agent/subprocess.h"
 
 namespace switchyard {
 
@@ -25,6 +26,11 @@ std::vector<v1::Report> ReportsOf(const CoordinatorRecord& record, v1::Report::W
                                   int attempt = 1, const std::string& job = kJob);
 // A log stream put together; "<gap>" where a byte is missing or came twice.
 std::string LogOf(const CoordinatorRecord& record, int rank, const std::string& stream);
+
+// Of a fake trainer that printed "pid <pid>"; 0: it has not.
+pid_t PidOf(const CoordinatorRecord& record, int rank);
+// Dead, awaited; also when nobody has collected it.
+bool IsGone(pid_t pid);
 
 class AgentTest : public testing::Test {
  protected:
@@ -56,6 +62,15 @@ class AgentTest : public testing::Test {
   FakeCoordinator coordinator_;
   std::shared_ptr<AgentMetrics> metrics_ = std::make_shared<AgentMetrics>();
   std::unique_ptr<Agent> agent_;
+};
+
+// The same with the agent as a program of its own.
+class AgentProgramTest : public AgentTest {
+ protected:
+  absl::StatusOr<std::unique_ptr<Subprocess>> StartProgram(
+      const std::vector<std::string>& flags = {});
+  // Waits for the "pid <pid>" that some fake trainers print.
+  bool WaitForPid(int rank);
 };
 
 }  // namespace switchyard

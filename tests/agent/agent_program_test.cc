@@ -60,22 +60,6 @@ TEST(DeviceInventoryTest, SaysWhatTheDriverSays) {
   ::unsetenv("SY_FAKE_NVML");
 }
 
-class AgentProgramTest : public AgentTest {
- protected:
-  absl::StatusOr<std::unique_ptr<Subprocess>> StartProgram() {
-    SubprocessOptions options;
-    options.argv = {SY_AGENT_PROGRAM,
-                    "--coordinator=" + coordinator_.target(),
-                    "--node=n1",
-                    "--state-dir=" + config_.state_dir,
-                    "--cpu-ranks=2",
-                    "--metrics-listen=127.0.0.1:0",
-                    "--bin-dir=" + config_.bin_dir,
-                    "--port-file=" + folder_ + "/ports.json"};
-    return Subprocess::Start(options);
-  }
-};
-
 TEST_F(AgentProgramTest, HelpAndFaults) {
   std::string out, err;
   EXPECT_EQ(RunProgram({SY_AGENT_PROGRAM, "--help"}, out, err).code, 0);
@@ -160,29 +144,13 @@ TEST_F(AgentProgramTest, SecondSignalEndsAtOnce) {
   ASSERT_THAT(program, IsOk());
   Launch({"stubborn"});
   ASSERT_TRUE(WaitForReport(v1::Report::kRunning));
+  ASSERT_TRUE(WaitForPid(0));
+  const pid_t trainer = PidOf(coordinator_.record(), 0);
   ::kill((*program)->pid(), SIGTERM);
   ::kill((*program)->pid(), SIGINT);
   ASSERT_TRUE(Eventually([&] { return (*program)->HasEnded(); }));
   EXPECT_EQ((*program)->Reap().code, 1);
-}
-
-TEST_F(AgentProgramTest, KilledAgentLeavesNoTrainer) {
-  auto program = StartProgram();
-  ASSERT_THAT(program, IsOk());
-  Launch({"stubborn"});
-  ASSERT_TRUE(WaitForReport(v1::Report::kRunning));
-  ASSERT_TRUE(coordinator_.WaitFor([](const auto& record) {
-    return LogOf(record, 0, "stdout").find("\npid ") != std::string::npos;
-  }));
-  const std::string log = LogOf(coordinator_.record(), 0, "stdout");
-  const pid_t trainer = std::stoi(log.substr(log.find("\npid ") + 5));
-  ASSERT_TRUE(ProcessExists(trainer));
-  ::kill((*program)->pid(), SIGKILL);
-  EXPECT_TRUE(Eventually([&] {
-    const std::string stat =
-        ReadFile("/proc/" + std::to_string(trainer) + "/stat").value_or("x) Z");
-    return stat[stat.rfind(')') + 2] == 'Z';
-  }));
+  EXPECT_TRUE(IsGone(trainer));
 }
 
 }  // namespace

@@ -16,8 +16,14 @@
 //          stubborn              the same, ignoring SIGTERM
 //          crash_on_stop         waits for the stop frame, then exits with 9
 //          flood:<bytes>         FloodByte(i) on stdout and, half as many, on stderr, then as ok
+//          error_late:<REASON>   the same 300 ms later, of rank 1 600 ms; ignores SIGTERM
+//          grandchild_hang       a child in a session of its own ("pid <pid>"), then hang
 //          grandchild            a child that holds the pipes (its pid on stdout), then exit:5
 //          torn                  half a frame, then as ok
+//          steps:<n>             n steps of 5 ms, each with a line on stdout, then done; rank 0
+//          alone
+//                                sends step frames
+//          spin                  as steps:5, then spins
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -109,10 +115,25 @@ class FakeTrainer {
       ComplainInLines();
       return Number(mode, "exit:");
     }
+    if (absl::StartsWith(mode, "error_late:")) {
+      ::signal(SIGTERM, SIG_IGN);
+      ::usleep(300'000 * static_cast<unsigned>(1 + config_.rank));
+      return Act("error:" + mode.substr(std::string("error_late:").size()));
+    }
+    if (mode == "grandchild_hang") {
+      const pid_t child = ::fork();
+      if (child == 0) {
+        ::setsid();
+        Hang();
+      }
+      std::printf("pid %d\n", child);
+      std::fflush(stdout);
+      Hang();
+    }
     if (absl::StartsWith(mode, "error")) {
       absl::string_view reason = mode;
       const bool hangs = !absl::ConsumePrefix(&reason, "error:");
-      Send(ErrorFrame{hangs ? FailureReason::kStorageIo : ParseFailureReason(reason).value(),
+      Send(ErrorFrame{hangs ? FailureReason::kStorageIo : FailureReasonFromName(reason).value(),
                       "what went wrong", 12});
       if (hangs) Hang();
       return kExitError;
@@ -150,7 +171,31 @@ class FakeTrainer {
       [[maybe_unused]] const ssize_t n = ::write(link_.fd(), "\x40\0\0\0{", 5);
       return 6;
     }
+    if (mode == "spin" || absl::StartsWith(mode, "steps:")) {
+      RunSteps(mode == "spin" ? 5 : Number(mode, "steps:"));
+      for (volatile bool forever = mode == "spin"; forever;) {
+      }
+      Send(DoneFrame{1, false});
+      return kExitDone;
+    }
     return Train(/*waits=*/mode != "impatient");
+  }
+
+  void RunSteps(int count) {
+    if (config_.rank == 0) Send(PhaseFrame{"training", ""});
+    for (int i = 1; i <= count; ++i) {
+      ::usleep(5000);
+      std::printf("line %d\n", i);
+      std::fflush(stdout);
+      if (config_.rank != 0) continue;
+      StepFrame step;
+      step.step = i;
+      step.total_steps = count;
+      step.loss = 1.0 / i;
+      step.step_seconds = 0.005;
+      step.rank_busy_seconds = {0.004, 0.005};
+      Send(step);
+    }
   }
 
   int Train(bool waits) {

@@ -9,14 +9,17 @@
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/backoff.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "worker/agent/host_stats.h"
+#include "worker/agent/positions.h"
 
 namespace switchyard {
 namespace {
@@ -25,22 +28,40 @@ constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 // Upper bound of a wait that also has to notice an order to stop.
 constexpr absl::Duration kWaitSlice = absl::Milliseconds(250);
 constexpr absl::Duration kReportGrace = absl::Seconds(10);
+constexpr absl::Duration kDeviceInterval = absl::Seconds(2);
 constexpr int64_t kBatchBytes = 1 << 20;
 
-std::string RandomId() {
+std::string NewIncarnation() {
   absl::BitGen random;
-  return absl::StrFormat("%016x%016x", absl::Uniform<uint64_t>(random),
-                         absl::Uniform<uint64_t>(random));
+  return MakeIncarnation(RealClock::Get().Monotonic(), absl::Uniform<uint64_t>(random));
 }
 
-absl::Duration FromProto(const google::protobuf::Duration& duration) {
-  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
+std::string IdentityPath(const std::string& state_dir) { return state_dir + "/identity.json"; }
+
+absl::Status WriteIdentity(const std::string& state_dir, const AgentIdentity& identity) {
+  const Json json{{"incarnation", identity.incarnation},
+                  {"boot_id", identity.boot_id},
+                  {"report_base", identity.report_base}};
+  return ReplaceFile(IdentityPath(state_dir), DumpJson(json) + "\n");
 }
 
-void RemoveFolder(const std::string& folder) {
-  std::error_code error;
-  std::filesystem::remove_all(folder, error);
-  if (error) SY_LOG(WARNING) << "remove " << folder << ": " << error.message();
+// NotFound: the folder is new.
+absl::StatusOr<AgentIdentity> ReadIdentity(const std::string& state_dir) {
+  ASSIGN_OR_RETURN(const Json json, ReadJsonFile(IdentityPath(state_dir)));
+  AgentIdentity identity;
+  ASSIGN_OR_RETURN(identity.incarnation, JsonGet<std::string>(json, "incarnation"));
+  ASSIGN_OR_RETURN(identity.boot_id, JsonGet<std::string>(json, "boot_id"));
+  ASSIGN_OR_RETURN(identity.report_base, JsonGet<int64_t>(json, "report_base"));
+  return identity;
+}
+
+AgentCoreOptions CoreOptions(const AgentConfig& config, const std::vector<DeviceInfo>& devices,
+                             const LeaseFile& lease) {
+  AgentCoreOptions options;
+  options.node = config.node;
+  for (const DeviceInfo& device : devices) options.devices.push_back(device.index);
+  options.deadline = absl::Nanoseconds(lease.deadline.load());
+  return options;
 }
 
 }  // namespace
@@ -51,103 +72,239 @@ absl::Duration RetryDelay(int failures) {
   return BackoffDelay(kPolicy, failures, absl::Uniform(random, 0.0, 1.0));
 }
 
+// ---- start and end ----
+
 absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(const AgentConfig& config,
                                                     std::vector<DeviceInfo> devices,
                                                     std::shared_ptr<AgentMetrics> metrics,
                                                     Clock& clock) {
   RETURN_IF_ERROR(MakeFolders(config.state_dir));
+  Opened opened;
   const std::string lock_path = config.state_dir + "/lock";
-  UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-  if (!lock.valid()) return ErrnoStatus("open", lock_path, errno);
-  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+  opened.lock.Reset(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  if (!opened.lock.valid()) return ErrnoStatus("open", lock_path, errno);
+  if (::flock(opened.lock.get(), LOCK_EX | LOCK_NB) != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("lock ", lock_path, ": another agent uses this state folder"));
   }
   std::error_code error;
-  const std::string state_folder = std::filesystem::canonical(config.state_dir, error);
+  opened.state_folder = std::filesystem::canonical(config.state_dir, error);
   if (error) return ErrnoStatus("find the real path of", config.state_dir, error.value());
-  RemoveFolder(config.state_dir + "/attempts");
-  return std::unique_ptr<Agent>(new Agent(config, std::move(devices), std::move(metrics), clock,
-                                          std::move(lock), state_folder));
+
+  const std::string boot_id = ReadBootId();
+  absl::StatusOr<AgentIdentity> identity = ReadIdentity(config.state_dir);
+  if (!identity.ok() && !absl::IsNotFound(identity.status())) return identity.status();
+  opened.rebooted = identity.ok() && identity->boot_id != boot_id;
+  if (identity.ok()) opened.identity = *identity;
+  const std::string lease_path = LeasePath(config.state_dir);
+  if (const int failed = opened.lease.Open(lease_path, true); failed != 0) {
+    return ErrnoStatus("map", lease_path, failed);
+  }
+  if (!identity.ok() || opened.rebooted) {
+    opened.identity.incarnation = NewIncarnation();
+    opened.identity.boot_id = boot_id;
+    opened.lease->deadline.store(0);  // of another boot's clock
+  }
+  ASSIGN_OR_RETURN(opened.journal,
+                   FileJournal::Open(config.state_dir + "/journal", &opened.memory));
+  ASSIGN_OR_RETURN(opened.spool, FileSpoolStorage::Open(config.state_dir + "/spool"));
+  return std::unique_ptr<Agent>(
+      new Agent(config, std::move(devices), std::move(metrics), clock, std::move(opened)));
 }
 
 Agent::Agent(const AgentConfig& config, std::vector<DeviceInfo> devices,
-             std::shared_ptr<AgentMetrics> metrics, Clock& clock, UniqueFd lock,
-             std::string state_folder)
+             std::shared_ptr<AgentMetrics> metrics, Clock& clock, Opened opened)
     : config_(config),
       devices_(std::move(devices)),
       metrics_(std::move(metrics)),
       clock_(clock),
-      lock_(std::move(lock)),
-      state_folder_(std::move(state_folder)),
+      opened_(std::move(opened)),
       refused_(::eventfd(0, EFD_CLOEXEC)),
-      incarnation_(RandomId()),
       client_(config.coordinator),
-      spool_(clock) {
+      spool_(clock, opened_.spool.get(), opened_.identity.report_base),
+      identity_(opened_.identity),
+      core_(CoreOptions(config, devices_, *opened_.lease.get()), *opened_.journal, opened_.memory,
+            RecoverSpool()) {
+  SweepUnknown();
+  {
+    absl::MutexLock lock(&mu_);
+    if (opened_.rebooted) identity_.report_base = spool_.Rebase();
+    const absl::Status written = WriteIdentity(config_.state_dir, identity_);
+    if (!written.ok()) SY_LOG(ERROR) << "identity: " << written;
+    for (const auto& [id, attempt] : core_.attempts()) {
+      if (attempt.phase == AgentCore::Phase::kEnded) reported_.insert(id);
+    }
+    TakeActionsLocked(core_.Recover(clock_.Monotonic())).IgnoreError();
+  }
   metrics_->SetSource([this] { return Snapshot(); });
-  lease_thread_ = Thread("lease", [this](const StopToken& stop) { LeaseLoop(stop); });
+  act_thread_ = Thread("act", [this](const StopToken& stop) { ActLoop(stop); });
+  time_thread_ = Thread("time", [this](const StopToken& stop) { TimeLoop(stop); });
   report_thread_ = Thread("report", [this](const StopToken& stop) { ReportLoop(stop); });
   session_thread_ = Thread("session", [this](const StopToken& stop) { SessionLoop(stop); });
+}
+
+std::set<AttemptId> Agent::RecoverSpool() {
+  std::map<AttemptId, MappedFile<AttemptPositions>> positions;
+  // Of a rank of an attempt; null: not known here any more.
+  const auto find = [&](const AttemptId& id, int rank) -> RankPositions* {
+    const auto known = opened_.memory.attempts.find(id);
+    const absl::StatusOr<std::string> folder = AttemptFolder(config_.state_dir, id);
+    if (known == opened_.memory.attempts.end() || !folder.ok()) return nullptr;
+    const int index = rank - known->second.assign.first_rank();
+    if (rank >= 0 && (index < 0 || index >= ShimStatus::kMaxRanks)) return nullptr;
+    MappedFile<AttemptPositions>& file = positions[id];
+    if (file.get() == nullptr) {
+      if (file.Open(absl::StrCat(*folder, "/", kPositionsFile), false) != 0) return nullptr;
+    }
+    return rank < 0 ? &file->prep : &file->ranks[index];
+  };
+  const RecoveredSpool recovered =
+      spool_.Recover([&](const AttemptId& id, int rank, const std::string& stream) {
+        LogPiece piece;
+        const std::string folder = AttemptFolder(config_.state_dir, id).value_or("");
+        const std::string path = rank < 0 ? absl::StrCat(folder, "/prep.", stream)
+                                          : RankFile(folder, rank, stream.c_str());
+        piece.source = std::make_shared<const LogSource>(LogSource{id, rank, stream, path});
+        RankPositions* place = find(id, rank);
+        if (place != nullptr) piece.size = AttemptPositions::Noted(*place, stream).load();
+        return piece;
+      });
+  for (const auto& [key, position] : recovered.frames) {
+    RankPositions* place = find(key.first, key.second);
+    if (place != nullptr) Raise(place->frames_reported, position);
+  }
+  for (const auto& [key, end] : recovered.logs) {
+    RankPositions* place = find(std::get<0>(key), std::get<1>(key));
+    if (place != nullptr) Raise(AttemptPositions::Noted(*place, std::get<2>(key)), end);
+  }
+  return recovered.finished;
+}
+
+void Agent::SweepUnknown() const {
+  std::set<std::string> known;
+  for (const auto& [id, attempt] : opened_.memory.attempts) {
+    known.insert(AttemptFolder(config_.state_dir, id).value_or(""));
+  }
+  std::vector<std::string> unknown;
+  std::error_code error;
+  std::filesystem::directory_iterator it(config_.state_dir + "/attempts", error);
+  for (const std::filesystem::directory_iterator end; !error && it != end; it.increment(error)) {
+    if (!known.contains(it->path().string())) unknown.push_back(it->path().string());
+  }
+  for (const std::string& folder : unknown) {
+    SY_LOG(WARNING) << "removing an attempt that is not in the journal: " << folder;
+    ShimGang::Adopt(folder).status().IgnoreError();  // destroyed at once: that kills it
+    std::filesystem::remove_all(folder, error);
+    if (error) SY_LOG(WARNING) << "remove " << folder << ": " << error.message();
+  }
 }
 
 Agent::~Agent() {
   metrics_->SetSource(nullptr);
   session_thread_.RequestStop();
-  RestartSession("the agent ends");
-  session_thread_.StopAndJoin();
-  report_thread_.StopAndJoin();
-  lease_thread_.StopAndJoin();
-  std::map<AttemptId, std::shared_ptr<Attempt>> attempts;
   {
     absl::MutexLock lock(&mu_);
-    attempts.swap(attempts_);
+    EndSessionLocked("the agent ends");
   }
-  for (const auto& [id, attempt] : attempts) {
-    attempt->Stop(KillRequest(StopCause::kShutdown, "the agent ends"));
+  session_thread_.StopAndJoin();
+  report_thread_.StopAndJoin();
+  time_thread_.StopAndJoin();
+  KillAttempts(absl::InfiniteDuration());
+  {
+    absl::MutexLock lock(&mu_);
+    acting_ends_ = true;
   }
-  // An attempt's own thread may hold a reference for a moment; it must not be the last one.
-  for (const auto& [id, attempt] : attempts) attempt->WaitFinished(absl::InfiniteDuration());
+  act_thread_.StopAndJoin();
+  std::map<AttemptId, std::shared_ptr<Attempt>> attempts;  // destroyed while what they use is there
+  absl::MutexLock lock(&mu_);
+  attempts.swap(attempts_);
 }
 
 bool Agent::Shutdown() {
-  {
-    absl::MutexLock lock(&mu_);
-    draining_ = true;
-  }
   const absl::Duration deadline =
       clock_.Monotonic() + config_.shutdown_grace + config_.term_grace + kReportGrace;
-  StopRequest request;
-  request.cause = StopCause::kShutdown;
-  request.reason = absl::StrCat("the agent of node ", config_.node, " is being stopped");
-  request.grace = config_.shutdown_grace;
-  const std::vector<std::shared_ptr<Attempt>> attempts = LiveAttempts();
-  for (const auto& attempt : attempts) attempt->Stop(request);
-  bool complete = true;
-  for (const auto& attempt : attempts) {
-    complete &= attempt->WaitFinished(deadline - clock_.Monotonic());
+  Drive([this](AgentCore& core) { return core.OnShutdown(config_.shutdown_grace); });
+  bool complete;
+  {
+    absl::MutexLock lock(&mu_);
+    complete = mu_.AwaitWithTimeout(absl::Condition(this, &Agent::NoneLiveLocked),
+                                    deadline - clock_.Monotonic());
   }
   return spool_.WaitUntilEmpty(std::min(deadline - clock_.Monotonic(), kReportGrace)) && complete;
+}
+
+void Agent::KillAttempts(absl::Duration timeout) {
+  const absl::Duration deadline = clock_.Monotonic() + timeout;
+  const std::vector<std::shared_ptr<Attempt>> attempts = LiveAttempts();
+  for (const auto& attempt : attempts) {
+    attempt->Stop(KillRequest(StopCause::kShutdown, "the agent ends"));
+  }
+  // An attempt's own thread may hold a reference for a moment; it must not be the last one.
+  for (const auto& attempt : attempts) attempt->WaitFinished(deadline - clock_.Monotonic());
 }
 
 AgentSnapshot Agent::Snapshot() const {
   AgentSnapshot snapshot;
   snapshot.pending_reports = spool_.num_pending();
+  snapshot.dropped_log_bytes = spool_.dropped_log_bytes();
   size_t busy = 0;
   for (const auto& attempt : LiveAttempts()) {
     busy += attempt->devices().size();
     snapshot.attempts[attempt->id()] = attempt->pids();
   }
-  snapshot.busy_devices = static_cast<int>(busy);
-  snapshot.free_devices = static_cast<int>(devices_.size() - busy);
   absl::MutexLock lock(&mu_);
+  snapshot.busy_devices = static_cast<int>(busy);
+  snapshot.withheld_devices = static_cast<int>(withheld_.size());
+  snapshot.free_devices =
+      static_cast<int>(devices_.size() - std::min(devices_.size(), busy + withheld_.size()));
   snapshot.last_heartbeat_ack = last_ack_time_;
-  snapshot.connected = connected_;
+  snapshot.connected = session_ != nullptr && core_.connected();
   return snapshot;
+}
+
+std::string Agent::incarnation() const {
+  absl::MutexLock lock(&mu_);
+  return identity_.incarnation;
 }
 
 absl::Status Agent::refusal() const {
   absl::MutexLock lock(&mu_);
   return refusal_;
+}
+
+// ---- the core ----
+
+absl::Status Agent::TakeActionsLocked(absl::StatusOr<AgentActions> actions) {
+  RETURN_IF_ERROR(actions.status());
+  for (AgentAction& action : *actions) {
+    if (const auto* move = std::get_if<MoveDeadline>(&action)) {
+      opened_.lease->deadline.store(absl::ToInt64Nanoseconds(move->deadline));
+    } else if (const auto* end = std::get_if<EndSession>(&action)) {
+      EndSessionLocked(end->why);
+    } else if (std::holds_alternative<RenewIncarnation>(action)) {
+      RenewIncarnationLocked();
+    } else {
+      actions_.push_back(std::move(action));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Agent::EndSessionLocked(const std::string& why) {
+  if (session_ == nullptr) return;
+  SY_LOG(INFO) << "session is ended: " << why;
+  session_->Cancel();
+  core_.OnSessionEnded();
+}
+
+void Agent::RenewIncarnationLocked() {
+  identity_.incarnation = NewIncarnation();
+  identity_.report_base = spool_.Rebase();
+  SY_LOG(WARNING) << "the coordinator's memory of this agent's reports does not fit: new "
+                     "incarnation "
+                  << identity_.incarnation;
+  const absl::Status written = WriteIdentity(config_.state_dir, identity_);
+  if (!written.ok()) SY_LOG(ERROR) << "identity: " << written;
 }
 
 // ---- session ----
@@ -174,63 +331,46 @@ void Agent::SessionLoop(const StopToken& stop) {
   }
 }
 
-template <typename Request>
-void Agent::AddLiveAttempts(Request& request) const {
-  for (const auto& attempt : LiveAttempts()) {
-    v1::AttemptRef* ref = request.add_live_attempts();
-    ref->set_job(attempt->id().job.value());
-    ref->set_attempt(attempt->id().number);
-  }
-}
-
-absl::Status Agent::CheckEpoch(int64_t epoch) {
-  absl::MutexLock lock(&mu_);
-  if (epoch < highest_epoch_) {
-    return absl::AbortedError(
-        absl::StrCat("the coordinator at ", config_.coordinator, " has epoch ", epoch,
-                     ", but epoch ", highest_epoch_,
-                     " was seen: it is an old one, or lost its database. To follow it all the "
-                     "same, restart this agent"));
-  }
-  highest_epoch_ = epoch;
-  return absl::OkStatus();
-}
-
 absl::Status Agent::Register(const StopToken& stop) {
   v1::RegisterRequest request;
   request.set_node(config_.node);
-  request.set_incarnation(incarnation_);
   request.set_boot_id(ReadBootId());
-  request.set_state_folder(state_folder_);
+  request.set_state_folder(opened_.state_folder);
   request.set_address(config_.address);
   request.set_version(kAgentVersion);
-  for (const DeviceInfo& info : devices_) {
-    v1::Device* device = request.add_devices();
-    device->set_index(info.index);
-    device->set_kind(info.kind);
-    device->set_memory_bytes(info.memory_bytes);
-    device->set_uuid(info.uuid);
+  {
+    absl::MutexLock lock(&mu_);
+    request.set_incarnation(identity_.incarnation);
+    const std::vector<int> offered = core_.OfferedDevices();
+    for (const DeviceInfo& info : devices_) {
+      if (std::find(offered.begin(), offered.end(), info.index) == offered.end()) continue;
+      v1::Device* device = request.add_devices();
+      device->set_index(info.index);
+      device->set_kind(info.kind);
+      device->set_memory_bytes(info.memory_bytes);
+      device->set_uuid(info.uuid);
+    }
+    for (const AttemptId& id : core_.AnsweredFor()) {
+      v1::AttemptRef* ref = request.add_live_attempts();
+      ref->set_job(id.job.value());
+      ref->set_attempt(id.number);
+    }
   }
-  AddLiveAttempts(request);
   const absl::Duration sent = clock_.Monotonic();
   ASSIGN_OR_RETURN(const v1::RegisterResponse response,
                    client_.Register(request, kCallTimeout, stop));
-  RETURN_IF_ERROR(CheckEpoch(response.coordinator_epoch()));
   {
     absl::MutexLock lock(&mu_);
-    if (response.has_heartbeat_interval()) {
-      heartbeat_interval_ =
-          std::max(FromProto(response.heartbeat_interval()), absl::Milliseconds(10));
+    RETURN_IF_ERROR(TakeActionsLocked(
+        core_.OnRegistered(response, sent, spool_.numbers(), clock_.Monotonic())));
+    if (identity_.incarnation != request.incarnation()) {
+      return absl::UnavailableError("registering again with a new incarnation");
     }
-    if (response.has_lease_ttl()) lease_ttl_ = FromProto(response.lease_ttl());
-    lease_start_ = sent;
-    last_ack_ = clock_.Monotonic();
-    sent_heartbeats_.clear();
   }
-  spool_.Acknowledge(response.acknowledged_report());
-  KillStale(response.stale_attempts());
+  Acknowledge(request.incarnation(), response.acknowledged_report());
   SY_LOG(INFO) << "registered coordinator=" << config_.coordinator << " node=" << config_.node
-               << " epoch=" << response.coordinator_epoch() << " devices=" << devices_.size();
+               << " epoch=" << response.coordinator_epoch() << " devices=" << request.devices_size()
+               << " attempts=" << request.live_attempts_size();
   return absl::OkStatus();
 }
 
@@ -242,9 +382,8 @@ absl::Status Agent::RunSession(const StopToken& stop, bool* was_up) {
   {
     absl::MutexLock lock(&mu_);
     session_ = session;
-    connected_ = true;
-    interval = heartbeat_interval_;
-    acks_before = acks_;
+    interval = core_.heartbeat_interval();
+    acks_before = core_.num_acks();
   }
   if (stop.StopRequested()) session->Cancel();  // the stop may have come before session_ was set
   absl::Status status;
@@ -254,33 +393,17 @@ absl::Status Agent::RunSession(const StopToken& stop, bool* was_up) {
     });
     v1::SessionResponse response;
     while (status.ok() && session->Read(&response)) {
-      status = CheckEpoch(response.coordinator_epoch());
-      if (!status.ok()) break;
-      switch (response.order_case()) {
-        case v1::SessionResponse::kHeartbeatAck:
-          HandleAck(response.heartbeat_ack().heartbeat());
-          break;
-        case v1::SessionResponse::kAssign:
-          HandleAssign(response.assign());
-          break;
-        case v1::SessionResponse::kStart:
-          HandleStart(response.start());
-          break;
-        case v1::SessionResponse::kStop:
-          HandleStop(response.stop());
-          break;
-        case v1::SessionResponse::ORDER_NOT_SET:
-          SY_LOG(WARNING) << "an order that this version does not know is ignored";
-          break;
-      }
+      absl::MutexLock lock(&mu_);
+      status = TakeActionsLocked(core_.OnSessionResponse(response, clock_.Monotonic()));
+      if (status.ok() && response.has_heartbeat_ack()) last_ack_time_ = clock_.Now();
     }
     session->Cancel();  // so that a heartbeat being written ends
   }
   {
     absl::MutexLock lock(&mu_);
     session_.reset();
-    connected_ = false;
-    *was_up = acks_ > acks_before;
+    core_.OnSessionEnded();
+    *was_up = core_.num_acks() > acks_before;
   }
   const absl::Status finished = session->Finish();
   if (!status.ok()) return status;
@@ -289,92 +412,76 @@ absl::Status Agent::RunSession(const StopToken& stop, bool* was_up) {
 
 void Agent::HeartbeatLoop(CoordinatorSession& session, absl::Duration interval,
                           const StopToken& stop) {
-  for (int64_t number = 1;; ++number) {
+  while (true) {
     v1::SessionRequest request;
     request.set_node(config_.node);
-    request.set_incarnation(incarnation_);
-    request.set_heartbeat(number);
-    AddLiveAttempts(request);
     {
       absl::MutexLock lock(&mu_);
-      sent_heartbeats_.emplace_back(number, clock_.Monotonic());
+      request.set_incarnation(identity_.incarnation);
+      request.set_heartbeat(core_.NextHeartbeat(clock_.Monotonic()));
+      for (const AttemptId& id : core_.Live()) {
+        v1::AttemptRef* ref = request.add_live_attempts();
+        ref->set_job(id.job.value());
+        ref->set_attempt(id.number);
+      }
     }
     if (!session.Write(request) || stop.WaitForStop(interval)) return;
   }
 }
 
-void Agent::HandleAck(int64_t heartbeat) {
-  absl::MutexLock lock(&mu_);
-  while (!sent_heartbeats_.empty() && sent_heartbeats_.front().first <= heartbeat) {
-    lease_start_ = std::max(lease_start_, sent_heartbeats_.front().second);
-    sent_heartbeats_.pop_front();
-  }
-  last_ack_ = clock_.Monotonic();
-  last_ack_time_ = clock_.Now();
-  ++acks_;
-}
-
-void Agent::RestartSession(absl::string_view why) {
-  absl::MutexLock lock(&mu_);
-  if (session_ == nullptr) return;
-  SY_LOG(INFO) << "session is ended: " << why;
-  session_->Cancel();
-  connected_ = false;
-}
-
-void Agent::LeaseLoop(const StopToken& stop) {
+void Agent::TimeLoop(const StopToken& stop) {
   absl::Duration wait = kWaitSlice;
+  absl::Duration next_device_check;
   while (!stop.WaitForStop(std::clamp(wait, absl::Milliseconds(5), kWaitSlice))) {
     const absl::Duration now = clock_.Monotonic();
-    absl::Duration kill_time;
-    bool silent;
-    std::string message;
+    Drive([&](AgentCore& core) { return core.OnTime(now); });
     {
       absl::MutexLock lock(&mu_);
-      kill_time = lease_start_ + lease_ttl_ - KillBudget(lease_ttl_);
-      // A connection that died without a word: the stream does not end by itself.
-      silent = connected_ && now > last_ack_ + 3 * heartbeat_interval_ + absl::Seconds(2);
-      message = absl::StrCat("lease ran out on node ", config_.node,
-                             ": no heartbeat was acknowledged for ",
-                             absl::FormatDuration(now - lease_start_), ", the lease lasts ",
-                             absl::FormatDuration(lease_ttl_));
+      wait = core_.NextTime() - now;
     }
-    wait = kill_time - now;
-    if (silent) RestartSession("heartbeats are not acknowledged");
-    if (wait > absl::ZeroDuration()) continue;
-    wait = kWaitSlice;
-    for (const auto& attempt : LiveAttempts()) {
-      SY_LOG(ERROR) << message << "; killing job=" << attempt->id().job
-                    << " attempt=" << attempt->id().number;
-      attempt->Stop(KillRequest(StopCause::kLease, message));
-    }
+    if (now < next_device_check) continue;
+    next_device_check = now + kDeviceInterval;
+    CheckWithheld();
   }
 }
 
 // ---- reports ----
 
+void Agent::Acknowledge(const std::string& incarnation, int64_t number) {
+  std::vector<LogPiece> pieces;
+  {
+    absl::MutexLock lock(&mu_);
+    if (identity_.incarnation != incarnation) return;  // the number means another report
+    pieces = spool_.Acknowledge(number);
+  }
+  std::map<const LogSource*, LogPiece> newest;  // one call per file
+  for (const LogPiece& piece : pieces) newest[piece.source.get()] = piece;
+  for (const auto& [source, piece] : newest) FreeUpTo(piece);
+}
+
 void Agent::ReportLoop(const StopToken& stop) {
   int failures = 0;
   while (!stop.StopRequested()) {
-    RemoveAcknowledged();
+    NoteDrained();
     if (!spool_.WaitForReports(kWaitSlice)) continue;
+    v1::ReportRequest request;
     {
       absl::MutexLock lock(&mu_);
-      if (!mu_.AwaitWithTimeout(absl::Condition(this, &Agent::IsConnectedLocked), kWaitSlice)) {
+      if (!mu_.AwaitWithTimeout(absl::Condition(this, &Agent::CanReportLocked), kWaitSlice)) {
         continue;
       }
+      request.set_incarnation(identity_.incarnation);
     }
-    v1::ReportRequest request;
     request.set_node(config_.node);
-    request.set_incarnation(incarnation_);
     for (v1::Report& report : spool_.NextBatch(kBatchBytes)) {
       *request.add_reports() = std::move(report);
     }
-    if (request.reports().empty()) continue;  // acknowledged meanwhile, by Register
+    // Acknowledged meanwhile, by Register; or numbered anew.
+    if (request.reports().empty() || request.incarnation() != incarnation()) continue;
     const absl::StatusOr<v1::ReportResponse> response = client_.Report(request, kCallTimeout, stop);
     if (response.ok() && response->acknowledged() >= request.reports(0).number()) {
       failures = 0;
-      spool_.Acknowledge(response->acknowledged());
+      Acknowledge(request.incarnation(), response->acknowledged());
       KillStale(response->stale_attempts());
       continue;
     }
@@ -388,29 +495,29 @@ void Agent::ReportLoop(const StopToken& stop) {
       // A coordinator that does not know us, or no longer: register again.
       if (ErrorReason(response.status()) == "STALE_INCARNATION" ||
           absl::IsNotFound(response.status()) || absl::IsFailedPrecondition(response.status())) {
-        RestartSession("the coordinator does not know this agent");
+        absl::MutexLock lock(&mu_);
+        EndSessionLocked("the coordinator does not know this agent");
       }
     }
     stop.WaitForStop(RetryDelay(failures++));
   }
 }
 
-void Agent::RemoveAcknowledged() {
-  std::vector<std::shared_ptr<Attempt>> removed;  // destroyed outside the lock: joins a thread
+void Agent::NoteDrained() {
+  std::vector<AttemptId> drained;
   {
     absl::MutexLock lock(&mu_);
-    for (auto it = attempts_.begin(); it != attempts_.end();) {
-      if (it->second->finished() && spool_.num_pending(it->first) == 0) {
-        removed.push_back(std::move(it->second));
-        it = attempts_.erase(it);
-      } else {
-        ++it;
-      }
+    for (const AttemptId& id : reported_) {
+      if (spool_.num_pending(id) == 0) drained.push_back(id);
     }
   }
-  for (const auto& attempt : removed) {
-    const absl::StatusOr<std::string> folder = AttemptFolder(config_.state_dir, attempt->id());
-    if (folder.ok()) RemoveFolder(*folder);
+  for (const AttemptId& id : drained) {
+    Drive([&](AgentCore& core) { return core.OnReportsDrained(id); });
+  }
+  absl::MutexLock lock(&mu_);
+  for (const AttemptId& id : drained) {
+    // Refused orders have a report, but no attempt. What cannot be forgotten yet is tried again.
+    if (core_.Find(id) == nullptr) reported_.erase(id);
   }
 }
 

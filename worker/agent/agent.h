@@ -1,12 +1,13 @@
 // One agent process: registers its node's devices, keeps a session with the coordinator, carries
-// out its orders and reports what happens.
+// out its orders and reports what happens. What it decides is in AgentCore (core.h); this is the
+// shell with threads, calls, files and processes.
 //
-// Lease: the node may run attempts until (send time of the last acknowledged heartbeat) + TTL. A
-// kill budget before that the agent kills all of them, so that by the end of the lease none is
-// left. Times are CLOCK_BOOTTIME, so that a suspended machine does not believe in an old lease.
+// Its state folder makes it who it is: an agent that starts on the folder of a dead one, in the
+// same boot, continues that one's incarnation: the orders it accepted (journal), the reports that
+// are not acknowledged (spool), the trainers that run (attempts/<...>).
 //
-// Threads: session (register, read orders), heartbeat (while a session is up), report, lease; one
-// or two per attempt.
+// Threads: session (register, read orders), heartbeat (while a session is up), report, time (lease,
+// devices), act (carries out the core's actions, in order); one or two per attempt.
 #ifndef SWITCHYARD_WORKER_AGENT_AGENT_H_
 #define SWITCHYARD_WORKER_AGENT_AGENT_H_
 
@@ -14,8 +15,8 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -29,9 +30,12 @@
 #include "worker/agent/attempt.h"
 #include "worker/agent/config.h"
 #include "worker/agent/coordinator_client.h"
+#include "worker/agent/core.h"
 #include "worker/agent/device_inventory.h"
+#include "worker/agent/journal.h"
 #include "worker/agent/metrics.h"
 #include "worker/agent/report_spool.h"
+#include "worker/agent/spool_file.h"
 
 namespace switchyard {
 
@@ -39,12 +43,20 @@ namespace switchyard {
 // random.
 absl::Duration RetryDelay(int failures);
 
+// Who the agent is, in "<state-dir>/identity.json".
+struct AgentIdentity {
+  std::string incarnation;
+  std::string boot_id;
+  int64_t report_base = 0;  // ReportSpool
+};
+
 // Thread-safe.
 class Agent {
  public:
-  // Prepares the state folder and locks it: one agent per folder. Removes what an earlier process
-  // left of its attempts, whose trainers died with it. Starts to register.
-  // Errors: FailedPrecondition: another agent uses the folder; those of making folders.
+  // Prepares the state folder and locks it: one agent per folder. Takes up what an earlier process
+  // left there. Starts to register.
+  // Errors: FailedPrecondition: another agent uses the folder; DataLoss: its journal makes no
+  // sense; those of files.
   static absl::StatusOr<std::unique_ptr<Agent>> Start(const AgentConfig& config,
                                                       std::vector<DeviceInfo> devices,
                                                       std::shared_ptr<AgentMetrics> metrics,
@@ -55,9 +67,11 @@ class Agent {
   // Stops all attempts with the grace period of the config, refuses new ones, and waits until all
   // is reported and acknowledged. False: not all was, within that period and some seconds.
   bool Shutdown() ABSL_LOCKS_EXCLUDED(mu_);
+  // Kills all attempts, and waits for their end at most `timeout`.
+  void KillAttempts(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mu_);
 
   AgentSnapshot Snapshot() const ABSL_LOCKS_EXCLUDED(mu_);
-  const std::string& incarnation() const { return incarnation_; }
+  std::string incarnation() const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Readable once the coordinator has refused this agent for good: another agent of this machine
   // holds the node's name. It does not try again.
@@ -65,9 +79,25 @@ class Agent {
   absl::Status refusal() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  // All that Start reads before there are threads.
+  struct Opened {
+    UniqueFd lock;             // of the state folder
+    std::string state_folder;  // config.state_dir, absolute and without links
+    AgentIdentity identity;
+    bool rebooted = false;  // since the life before
+    MappedFile<LeaseFile> lease;
+    std::unique_ptr<FileJournal> journal;
+    AgentMemory memory;
+    std::unique_ptr<FileSpoolStorage> spool;
+  };
+
   Agent(const AgentConfig& config, std::vector<DeviceInfo> devices,
-        std::shared_ptr<AgentMetrics> metrics, Clock& clock, UniqueFd lock,
-        std::string state_folder);
+        std::shared_ptr<AgentMetrics> metrics, Clock& clock, Opened opened);
+  // Reads the spool, and moves the attempts' positions to what it knows. Returns the attempts whose
+  // Finished report is in it.
+  std::set<AttemptId> RecoverSpool();
+  // Ends and removes attempts that the journal does not know.
+  void SweepUnknown() const;
 
   void SessionLoop(const StopToken& stop);
   // Registers, then reads orders until the session ends. `*was_up`: a heartbeat was acknowledged.
@@ -75,65 +105,73 @@ class Agent {
   absl::Status Register(const StopToken& stop);
   void HeartbeatLoop(CoordinatorSession& session, absl::Duration interval, const StopToken& stop);
   void ReportLoop(const StopToken& stop);
-  void LeaseLoop(const StopToken& stop);
-  // Ends the session, so that the agent registers again.
-  void RestartSession(absl::string_view why) ABSL_LOCKS_EXCLUDED(mu_);
+  void TimeLoop(const StopToken& stop);
+  void ActLoop(const StopToken& stop);
 
-  // Errors: Aborted for an epoch lower than one seen before: an old coordinator.
-  absl::Status CheckEpoch(int64_t epoch) ABSL_LOCKS_EXCLUDED(mu_);
-  void HandleAck(int64_t heartbeat) ABSL_LOCKS_EXCLUDED(mu_);
-  void HandleAssign(const v1::Assign& assign) ABSL_LOCKS_EXCLUDED(mu_);
-  void HandleStart(const v1::Start& start) ABSL_LOCKS_EXCLUDED(mu_);
-  void HandleStop(const v1::Stop& stop) ABSL_LOCKS_EXCLUDED(mu_);
+  // Lets the core take an input; what follows is carried out by the act thread, but for what is
+  // only a store: deadlines, ends of sessions. The core writes its journal under the lock: an order
+  // is durable before anything can follow from it, and orders are few.
+  template <typename Input>
+  void Drive(Input input) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status TakeActionsLocked(absl::StatusOr<AgentActions> actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndSessionLocked(const std::string& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RenewIncarnationLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Act(const AgentAction& action) ABSL_LOCKS_EXCLUDED(mu_);
+  void Launch(const AttemptId& id, bool adopt) ABSL_LOCKS_EXCLUDED(mu_);
+  AttemptHooks MakeHooks(const AttemptId& id);
+  absl::StatusOr<v1::Checkpoint> Commit(v1::CommitCheckpointRequest request, const StopToken& stop);
   void KillStale(const google::protobuf::RepeatedPtrField<v1::AttemptRef>& attempts)
       ABSL_LOCKS_EXCLUDED(mu_);
-  absl::StatusOr<v1::Checkpoint> Commit(v1::CommitCheckpointRequest request, const StopToken& stop);
+  void Acknowledge(const std::string& incarnation, int64_t number) ABSL_LOCKS_EXCLUDED(mu_);
+  // Lets the core forget ended attempts whose reports are all acknowledged.
+  void NoteDrained() ABSL_LOCKS_EXCLUDED(mu_);
+  void CheckWithheld() ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<int> BusyDevices(const std::vector<DeviceInfo>& devices) const;
 
-  // The devices of an order, or why they cannot be had.
-  absl::StatusOr<std::vector<DeviceInfo>> ClaimDevices(const v1::Assign& assign)
-      ABSL_LOCKS_EXCLUDED(mu_);
-  void ReportRefusal(const AttemptId& id, v1::FailureReason reason, absl::string_view message);
   std::shared_ptr<Attempt> Find(const AttemptId& id) const ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<std::shared_ptr<Attempt>> LiveAttempts() const ABSL_LOCKS_EXCLUDED(mu_);
-  template <typename Request>
-  void AddLiveAttempts(Request& request) const ABSL_LOCKS_EXCLUDED(mu_);
-  // Forgets finished attempts whose reports are all acknowledged, and removes their folders.
-  void RemoveAcknowledged() ABSL_LOCKS_EXCLUDED(mu_);
-  bool IsConnectedLocked() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return connected_; }
+  bool CanReportLocked() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return core_.connected(); }
+  bool HasActionLocked() const ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return !actions_.empty() || acting_ends_;
+  }
+  bool NoneLiveLocked() const ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return core_.Live().empty() && actions_.empty();
+  }
 
   const AgentConfig config_;
   const std::vector<DeviceInfo> devices_;
   const std::shared_ptr<AgentMetrics> metrics_;
   Clock& clock_;
-  const UniqueFd lock_;             // of the state folder
-  const std::string state_folder_;  // config_.state_dir, absolute and without links
-  const UniqueFd refused_;          // an eventfd
-  const std::string incarnation_;
+  const Opened opened_;
+  const UniqueFd refused_;  // an eventfd
   CoordinatorClient client_;
   ReportSpool spool_;
 
   mutable absl::Mutex mu_;
-  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  AgentIdentity identity_ ABSL_GUARDED_BY(mu_);
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);
-  int64_t highest_epoch_ ABSL_GUARDED_BY(mu_) = 0;
-  bool connected_ ABSL_GUARDED_BY(mu_) = false;
   std::shared_ptr<CoordinatorSession> session_ ABSL_GUARDED_BY(mu_);
-  absl::Duration heartbeat_interval_ ABSL_GUARDED_BY(mu_) = absl::Seconds(5);
-  absl::Duration lease_ttl_ ABSL_GUARDED_BY(mu_) = absl::Seconds(120);
-  absl::Duration lease_start_ ABSL_GUARDED_BY(mu_);  // send time of the last acknowledged message
-  absl::Duration last_ack_ ABSL_GUARDED_BY(mu_);     // when that acknowledgement came
   absl::Time last_ack_time_ ABSL_GUARDED_BY(mu_) = absl::UnixEpoch();  // for people
-  int64_t acks_ ABSL_GUARDED_BY(mu_) = 0;
-  // Heartbeats of this session on their way: number, send time.
-  std::deque<std::pair<int64_t, absl::Duration>> sent_heartbeats_ ABSL_GUARDED_BY(mu_);
+  AgentCore core_ ABSL_GUARDED_BY(mu_);
+  std::deque<AgentAction> actions_ ABSL_GUARDED_BY(mu_);
+  bool acting_ends_ ABSL_GUARDED_BY(mu_) = false;
   std::map<AttemptId, std::shared_ptr<Attempt>> attempts_ ABSL_GUARDED_BY(mu_);
-  // Highest attempt number of each job seen by this process: lower ones are refused.
-  std::map<JobId, int32_t> highest_attempt_ ABSL_GUARDED_BY(mu_);
+  // Attempts whose Finished report is in the spool.
+  std::set<AttemptId> reported_ ABSL_GUARDED_BY(mu_);
+  std::set<int> withheld_ ABSL_GUARDED_BY(mu_);
 
-  Thread lease_thread_;
+  Thread act_thread_;
+  Thread time_thread_;
   Thread report_thread_;
   Thread session_thread_;
 };
+
+template <typename Input>
+void Agent::Drive(Input input) {
+  absl::MutexLock lock(&mu_);
+  TakeActionsLocked(input(core_)).IgnoreError();
+}
 
 }  // namespace switchyard
 

@@ -22,18 +22,35 @@ absl::Duration Now() { return RealClock::Get().Monotonic(); }
 
 }  // namespace
 
-Attempt::Attempt(const AgentConfig& config, v1::Assign assign, std::vector<DeviceInfo> devices,
-                 ReportSpool& spool, AgentMetrics& metrics, CommitFunction commit)
+Attempt::Attempt(const AgentConfig& config, AttemptSetup setup, ReportSpool& spool,
+                 AgentMetrics& metrics, AttemptHooks hooks)
     : config_(config),
-      assign_(std::move(assign)),
+      setup_(std::move(setup)),
+      assign_(setup_.assign),
       id_{JobId(assign_.job()), assign_.attempt()},
-      devices_(std::move(devices)),
+      devices_(setup_.devices),
       spool_(spool),
       metrics_(metrics),
-      commit_(std::move(commit)),
+      hooks_(std::move(hooks)),
       oom_kills_before_(ReadOomKills()),
-      wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  thread_ = Thread("attempt", [this](const StopToken&) { Run(); });
+      wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      start_(setup_.adopt) {
+  thread_ = Thread("attempt", [this](const StopToken&) {
+    std::optional<v1::Finished> finished = Run();
+    if (finished.has_value()) {
+      SY_LOG(INFO) << "attempt finished job=" << id_.job << " attempt=" << id_.number
+                   << " succeeded=" << finished->succeeded() << " stopped=" << finished->stopped()
+                   << " reason=" << v1::FailureReason_Name(finished->failure().reason());
+      metrics_.AttemptFinished(id_, finished->succeeded() ? AttemptOutcome::kSucceeded
+                                    : finished->stopped() ? AttemptOutcome::kStopped
+                                                          : AttemptOutcome::kFailed);
+      hooks_.ended(*std::move(finished));
+    } else {
+      hooks_.nothing_to_adopt();
+    }
+    absl::MutexLock lock(&mu_);
+    finished_ = true;
+  });
 }
 
 Attempt::~Attempt() {
@@ -80,22 +97,25 @@ std::optional<Attempt::PendingStop> Attempt::pending_stop() const {
   return stop_;
 }
 
-void Attempt::Run() {
-  std::optional<v1::Finished> finished = Prepare();
+std::optional<v1::Finished> Attempt::Run() {
+  std::optional<v1::Finished> finished = OpenFolder();
+  if (finished.has_value()) return finished;
+  if (setup_.adopt.has_value()) {
+    absl::StatusOr<std::unique_ptr<ShimGang>> gang = ShimGang::Adopt(folder_);
+    if (gang.ok()) {
+      gang_ = *std::move(gang);
+      SY_LOG(INFO) << "trainers adopted job=" << id_.job << " attempt=" << id_.number
+                   << " alive=" << gang_->Pids().size();
+      return RunGang();
+    }
+    SY_LOG(WARNING) << "nothing to adopt: " << gang.status() << " job=" << id_.job
+                    << " attempt=" << id_.number;
+    return std::nullopt;
+  }
+  finished = Prepare();
   if (!finished.has_value()) finished = AwaitStart();
   if (!finished.has_value()) finished = RunGang();
-
-  SY_LOG(INFO) << "attempt finished job=" << id_.job << " attempt=" << id_.number
-               << " succeeded=" << finished->succeeded() << " stopped=" << finished->stopped()
-               << " reason=" << v1::FailureReason_Name(finished->failure().reason());
-  metrics_.AttemptFinished(id_, finished->succeeded() ? AttemptOutcome::kSucceeded
-                                : finished->stopped() ? AttemptOutcome::kStopped
-                                                      : AttemptOutcome::kFailed);
-  v1::Report report;
-  *report.mutable_finished() = *std::move(finished);
-  spool_.Add(id_, std::move(report));
-  absl::MutexLock lock(&mu_);
-  finished_ = true;
+  return finished;
 }
 
 v1::Finished Attempt::Failed(v1::Failure failure) const {
@@ -104,40 +124,22 @@ v1::Finished Attempt::Failed(v1::Failure failure) const {
   return finished;
 }
 
-v1::Finished Attempt::Stopped(const StopRequest& request) const {
-  switch (request.cause) {
-    case StopCause::kLease:
-      return Failed(ServiceFailure(v1::NODE_LOST, request.reason, config_.node));
-    case StopCause::kShutdown:
-      return Failed(ServiceFailure(v1::DRAINED, request.reason, config_.node));
-    case StopCause::kOrder:
-    case StopCause::kStale:
-      break;
-  }
-  v1::Finished finished;
-  finished.set_stopped(true);
-  return finished;
-}
-
 bool Attempt::OomKillSeen() const { return ReadOomKills() > oom_kills_before_; }
 
-void Attempt::ReportEvent(absl::string_view kind, const std::string& message) {
+void Attempt::ReportEvent(absl::string_view kind, const std::string& message,
+                          const FrameOrigin& origin) {
   v1::Report report;
   report.mutable_event()->set_kind(std::string(kind));
   report.mutable_event()->set_message(message);
   report.mutable_event()->set_attempt(id_.number);
-  spool_.Add(id_, std::move(report));
+  spool_.Add(id_, std::move(report), origin);
 }
 
-void Attempt::WaitForNews(const std::vector<CapturedProcess*>& processes, absl::Duration deadline) {
+void Attempt::WaitForNews(CapturedProcess* process, absl::Duration deadline) {
   std::vector<pollfd> fds{{wake_.get(), POLLIN, 0}};
   absl::Duration wait = deadline - Now();
-  for (const CapturedProcess* process : processes) {
-    if (!process->closed()) wait = std::min(wait, process->AppendPollFds(fds));
-  }
-  for (const Rank& rank : ranks_) {
-    if (rank.link_open) fds.push_back({rank.link->fd(), POLLIN, 0});
-  }
+  if (process != nullptr && !process->closed()) wait = std::min(wait, process->AppendPollFds(fds));
+  if (gang_ != nullptr) fds.push_back({gang_->fd(), POLLIN, 0});  // -1 is ignored
   int timeout_ms = -1;
   if (wait < absl::InfiniteDuration()) {
     timeout_ms = static_cast<int>(
@@ -147,10 +149,11 @@ void Attempt::WaitForNews(const std::vector<CapturedProcess*>& processes, absl::
   ::poll(fds.data(), fds.size(), timeout_ms);
   eventfd_t unused;
   ::eventfd_read(wake_.get(), &unused);
-  for (CapturedProcess* process : processes) process->Pump();
+  if (process != nullptr) process->Pump();
+  if (gang_ != nullptr) gang_->ReadNews();
 }
 
-std::optional<v1::Finished> Attempt::Prepare() {
+std::optional<v1::Finished> Attempt::OpenFolder() {
   const auto failed = [this](v1::FailureReason reason, const absl::Status& status) {
     return Failed(ServiceFailure(
         reason, absl::StrCat("prepare on node ", config_.node, ": ", status.message()),
@@ -159,6 +162,23 @@ std::optional<v1::Finished> Attempt::Prepare() {
   absl::StatusOr<std::string> folder = AttemptFolder(config_.state_dir, id_);
   if (!folder.ok()) return failed(v1::CONFIG_INVALID, folder.status());
   folder_ = *folder;
+  absl::Status opened = MakeFolders(folder_);
+  if (opened.ok()) {
+    const std::string path = absl::StrCat(folder_, "/", kPositionsFile);
+    if (const int error = positions_.Open(path, true); error != 0) {
+      opened = ErrnoStatus("make", path, error);
+    }
+  }
+  if (opened.ok()) return std::nullopt;
+  return failed(absl::IsResourceExhausted(opened) ? v1::DISK_FULL : v1::STORAGE_IO, opened);
+}
+
+std::optional<v1::Finished> Attempt::Prepare() {
+  const auto failed = [this](v1::FailureReason reason, const absl::Status& status) {
+    return Failed(ServiceFailure(
+        reason, absl::StrCat("prepare on node ", config_.node, ": ", status.message()),
+        config_.node));
+  };
   absl::StatusOr<Json> spec = SpecToJson(assign_.spec());
   if (!spec.ok()) return failed(v1::CONFIG_INVALID, spec.status());
   spec_ = *std::move(spec);
@@ -167,8 +187,7 @@ std::optional<v1::Finished> Attempt::Prepare() {
     return failed(v1::CONFIG_INVALID, ErrnoStatus("open the model's", model_config, errno));
   }
   const std::string config_path = folder_ + "/prep.json";
-  absl::Status written = MakeFolders(folder_);
-  if (written.ok()) written = MakeFolders(assign_.job_dir());
+  absl::Status written = MakeFolders(assign_.job_dir());
   if (written.ok()) written = MakeFolders(TokensFolder(config_.state_dir));
   if (written.ok()) written = ReplaceFile(config_path, DumpJson(Json{{"job", spec_}}, 1));
   if (!written.ok()) {
@@ -180,14 +199,14 @@ std::optional<v1::Finished> Attempt::Prepare() {
       config_.bin_dir + "/switchyard-prep", "run", "--config", config_path, "--cache-dir",
       TokensFolder(config_.state_dir)};
   absl::StatusOr<std::unique_ptr<CapturedProcess>> started =
-      CapturedProcess::Start(options, id_, -1, folder_, "prep", spool_);
+      CapturedProcess::Start(options, id_, -1, folder_, "prep", spool_, &positions_->prep);
   if (!started.ok()) return failed(v1::INTERNAL, started.status());
   CapturedProcess& prep = **started;
   SY_LOG(INFO) << "preparing data job=" << id_.job << " attempt=" << id_.number
                << " pid=" << prep.pid();
 
   while (!prep.closed()) {
-    WaitForNews({&prep}, kill_time_);
+    WaitForNews(&prep, kill_time_);
     const absl::Duration now = Now();
     const std::optional<PendingStop> stop = pending_stop();
     if (stop.has_value() && !term_sent_) {
@@ -201,7 +220,7 @@ std::optional<v1::Finished> Attempt::Prepare() {
     }
   }
   if (const std::optional<PendingStop> stop = pending_stop(); stop.has_value()) {
-    return Stopped(stop->request);
+    return FinishedByStop(stop->request, config_.node);
   }
   const ExitStatus& status = prep.exit_status();
   if (status.code != 0 || status.signal != 0) {
@@ -209,7 +228,7 @@ std::optional<v1::Finished> Attempt::Prepare() {
   }
   // The whole of it, unless the disk is full: a report can be longer than what the tail keeps.
   absl::StatusOr<PrepResult> result =
-      ParsePrepOutput(ReadFile(prep.stdout_log().path()).value_or(prep.stdout_log().tail()));
+      ParsePrepOutput(prep.stdout_log().ReadAll().value_or(prep.stdout_log().tail()));
   if (!result.ok()) return failed(v1::INTERNAL, result.status());
   prep_ = *std::move(result);
   return std::nullopt;
@@ -220,18 +239,18 @@ std::optional<v1::Finished> Attempt::AwaitStart() {
   if (!port.ok()) {
     return Failed(ServiceFailure(v1::INTERNAL, std::string(port.status().message()), config_.node));
   }
-  v1::Report report;
-  report.mutable_prepared()->set_port(*port);
-  report.mutable_prepared()->set_data_report(prep_.data_report);
-  report.mutable_prepared()->set_train_rows(prep_.train_rows);
-  spool_.Add(id_, std::move(report));
+  v1::Prepared prepared;
+  prepared.set_port(*port);
+  prepared.set_data_report(prep_.data_report);
+  prepared.set_train_rows(prep_.train_rows);
+  hooks_.prepared(std::move(prepared));
   while (true) {
     {
       absl::MutexLock lock(&mu_);
-      if (stop_.has_value()) return Stopped(stop_->request);
+      if (stop_.has_value()) return FinishedByStop(stop_->request, config_.node);
       if (start_.has_value()) return std::nullopt;
     }
-    WaitForNews({}, absl::InfiniteDuration());
+    WaitForNews(nullptr, absl::InfiniteDuration());
   }
 }
 

@@ -22,14 +22,15 @@ constexpr absl::Duration kNoPidfdInterval = absl::Milliseconds(50);
 
 absl::StatusOr<std::unique_ptr<CapturedProcess>> CapturedProcess::Start(
     const SubprocessOptions& options, const AttemptId& attempt, int rank, const std::string& folder,
-    const std::string& name, ReportSpool& spool) {
+    const std::string& name, ReportSpool& spool, RankPositions* positions) {
   ASSIGN_OR_RETURN(std::unique_ptr<Subprocess> process, Subprocess::Start(options));
   std::unique_ptr<LogCapture> logs[2];
   for (int i = 0; i < 2; ++i) {
     const std::string stream = i == 0 ? "stdout" : "stderr";
     LogSource source{attempt, rank, stream, absl::StrCat(folder, "/", name, ".", stream)};
     UniqueFd& pipe = i == 0 ? process->stdout_fd() : process->stderr_fd();
-    ASSIGN_OR_RETURN(logs[i], LogCapture::Open(std::move(pipe), std::move(source), spool));
+    ASSIGN_OR_RETURN(logs[i], LogCapture::Open(std::move(pipe), std::move(source), spool,
+                                               &AttemptPositions::Noted(*positions, stream)));
   }
   return std::unique_ptr<CapturedProcess>(
       new CapturedProcess(std::move(process), std::move(logs[0]), std::move(logs[1])));

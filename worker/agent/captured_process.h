@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "base/ids.h"
 #include "worker/agent/log_capture.h"
+#include "worker/agent/positions.h"
 #include "worker/agent/report_spool.h"
 #include "worker/agent/subprocess.h"
 
@@ -21,13 +22,15 @@ namespace switchyard {
 // Not thread-safe; the thread that starts it must outlive it (see Subprocess).
 class CapturedProcess {
  public:
-  // Logs go to `<folder>/<name>.stdout` and `.stderr`, reported as streams of `rank`.
+  // Logs go to `<folder>/<name>.stdout` and `.stderr`, reported as streams of `rank`; `positions`
+  // says, and is told, how much of them is; it outlives this.
   // Errors: those of Subprocess::Start and of creating the files.
   static absl::StatusOr<std::unique_ptr<CapturedProcess>> Start(const SubprocessOptions& options,
                                                                 const AttemptId& attempt, int rank,
                                                                 const std::string& folder,
                                                                 const std::string& name,
-                                                                ReportSpool& spool);
+                                                                ReportSpool& spool,
+                                                                RankPositions* positions);
 
   // Adds what to wait for. Returns how long a wait may last at most, when something has no
   // descriptor to wait for; InfiniteDuration otherwise.

@@ -38,6 +38,12 @@ bool SetLevel(const std::string& value, AgentConfig& config) {
   return false;
 }
 
+std::function<bool(const std::string&, AgentConfig&)> Span(absl::Duration AgentConfig::*member) {
+  return [member](const std::string& value, AgentConfig& config) {
+    return absl::ParseDuration(value, &(config.*member)) && config.*member > absl::ZeroDuration();
+  };
+}
+
 bool SetCpuRanks(const std::string& value, AgentConfig& config) {
   return absl::SimpleAtoi(value, &config.cpu_ranks) && config.cpu_ranks > 0 &&
          config.cpu_ranks <= 1024;
@@ -61,6 +67,12 @@ const std::vector<Flag>& Flags() {
       {"bin-dir", "DIR",
        "where switchyard-prep and switchyard-trainer are (default: beside this program)",
        Text(&AgentConfig::bin_dir)},
+      {"hang-floor", "DURATION",
+       "a training gang hangs after 5 times its usual step time, and at least this (default 5m)",
+       Span(&AgentConfig::hang_floor)},
+      {"phase-limit", "DURATION",
+       "how long loading, validating, saving and the first step may take (default 30m)",
+       Span(&AgentConfig::phase_limit)},
       {"log-level", "LEVEL", "debug, info, warning or error (default info)", SetLevel},
       {"port-file", "FILE", "write {\"metrics_listen\": \"HOST:PORT\"} here when ready",
        Text(&AgentConfig::port_file)},
@@ -108,6 +120,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
   line.config.node = host_name;
   const size_t slash = program.rfind('/');
   line.config.bin_dir = slash == std::string::npos ? "." : program.substr(0, slash);
+  line.config.shim_program = line.config.bin_dir + "/switchyard-shim";
   for (size_t i = 0; i < arguments.size(); ++i) {
     absl::string_view argument = arguments[i];
     if (argument == "--help" || argument == "-h") {

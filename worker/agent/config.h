@@ -23,9 +23,16 @@ struct AgentConfig {
   std::string metrics_listen = "127.0.0.1:7073";
   std::string bin_dir;    // of switchyard-prep and switchyard-trainer; default: beside the agent
   std::string port_file;  // written when ready; empty: none
+  // The hang watchdog (progress_watch.h).
+  absl::Duration hang_floor = absl::Minutes(5);
+  absl::Duration phase_limit = absl::Minutes(30);
   LogLevel log_level = LogLevel::kInfo;
 
   // Not on the command line.
+  std::string shim_program;                        // switchyard-shim; beside the agent
+  std::string nvml_library = "libnvidia-ml.so.1";  // for tests
+  // How long an attempt that has ended waits for its devices to be free before they are withheld.
+  absl::Duration device_free_timeout = absl::Seconds(30);
   absl::Duration term_grace = absl::Seconds(5);         // from SIGTERM to SIGKILL
   absl::Duration gang_grace = absl::Seconds(3);         // the same, for the peers of a failed rank
   absl::Duration shutdown_grace = absl::Seconds(15);    // for attempts when the agent is stopped

@@ -27,6 +27,11 @@ std::vector<DeviceInfo> CpuDevices(int num_ranks);
 // Errors: NotFound: no driver or no GPU; the message says what to do. Unavailable: NVML failed.
 absl::StatusOr<std::vector<DeviceInfo>> FindGpus(const std::string& library = "libnvidia-ml.so.1");
 
+// Those of the GPUs `indices` on which some process has a context.
+// Errors: as FindGpus.
+absl::StatusOr<std::vector<int>> BusyGpus(const std::vector<int>& indices,
+                                          const std::string& library = "libnvidia-ml.so.1");
+
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_WORKER_AGENT_DEVICE_INVENTORY_H_

@@ -74,6 +74,20 @@ v1::Failure DescribeRankFailure(const RankEnd& end, absl::string_view node) {
   return failure;
 }
 
+bool EndedByUs(const RankEnd& end, bool terminated) {
+  if (!terminated) return false;
+  return end.status.signal == SIGTERM || end.status.signal == SIGKILL ||
+         (end.status.signal == 0 && end.status.code == kExitStopped);
+}
+
+void AddCascade(const v1::Failure& failure, v1::Failure& first) {
+  v1::CascadedFailure* cascaded = first.add_cascade();
+  cascaded->set_reason(failure.reason());
+  cascaded->set_rank(failure.rank());
+  cascaded->set_node(failure.node());
+  cascaded->set_message(failure.message());
+}
+
 v1::Failure DescribePrepFailure(const ExitStatus& status, std::vector<std::string> last_lines,
                                 bool oom_kill_seen, absl::string_view node) {
   v1::Failure failure;

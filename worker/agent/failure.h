@@ -39,6 +39,13 @@ size_t FirstFailure(const std::vector<RankEnd>& ends);
 // The record of a failed rank.
 v1::Failure DescribeRankFailure(const RankEnd& end, absl::string_view node);
 
+// Whether the rank ended only because we told it to: by our signal, or stopped. `terminated`: it
+// was sent SIGTERM or SIGKILL before.
+bool EndedByUs(const RankEnd& end, bool terminated);
+
+// Notes that `failure` came after `first`, most likely as its consequence.
+void AddCascade(const v1::Failure& failure, v1::Failure& first);
+
 // The record of a failed `switchyard-prep`: exit code 1 is DATA_INVALID, 2 is CONFIG_INVALID; rank
 // -1.
 v1::Failure DescribePrepFailure(const ExitStatus& status, std::vector<std::string> last_lines,

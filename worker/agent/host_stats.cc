@@ -57,6 +57,16 @@ ProcessUsage ReadProcessUsage(pid_t pid) {
           pages * ::sysconf(_SC_PAGESIZE)};
 }
 
+std::string DescribeProcess(pid_t pid) {
+  const std::string text = ReadOrEmpty(absl::StrCat("/proc/", pid, "/stat"));
+  const size_t name_end = text.rfind(')');
+  if (name_end == std::string::npos || name_end + 2 >= text.size()) return "is gone";
+  std::string description = absl::StrCat("is in state ", text.substr(name_end + 2, 1));
+  const std::string where = ReadOrEmpty(absl::StrCat("/proc/", pid, "/wchan"));
+  if (where.size() > 1) absl::StrAppend(&description, ", waits in ", where);
+  return description;
+}
+
 int64_t ParseOomKills(absl::string_view vmstat) { return FindNumber(vmstat, "oom_kill ", -1); }
 
 int64_t ReadOomKills() { return ParseOomKills(ReadOrEmpty("/proc/vmstat")); }

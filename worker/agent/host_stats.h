@@ -26,6 +26,10 @@ struct ProcessUsage {
 // Zeros for a process that is gone.
 ProcessUsage ReadProcessUsage(pid_t pid);
 
+// What the process does now, for people: "is in state R", "is in state S, waits in
+// futex_wait_queue", "is gone".
+std::string DescribeProcess(pid_t pid);
+
 // Processes that the kernel has killed for lack of memory since boot, in any memory group; -1:
 // unknown. `vmstat` is the text of /proc/vmstat.
 int64_t ParseOomKills(absl::string_view vmstat);

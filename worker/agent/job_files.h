@@ -21,6 +21,8 @@ namespace switchyard {
 // Errors: InvalidArgument: the job is not named projects/{project}/jobs/{job}.
 absl::StatusOr<std::string> AttemptFolder(const std::string& state_dir, const AttemptId& attempt);
 std::string TokensFolder(const std::string& state_dir);
+// The file that tells shims when to kill (worker/shim/attempt_files.h).
+std::string LeasePath(const std::string& state_dir);
 
 // Protobuf's JSON mapping with our names, enums by name, defaults printed, int64 as strings.
 // Errors: InvalidArgument, for a message that has no JSON (not valid UTF-8).

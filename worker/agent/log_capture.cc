@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/status_macros.h"
 
 namespace switchyard {
 namespace {
@@ -36,11 +37,27 @@ std::vector<std::string> LastLines(absl::string_view text, int max_lines) {
 }
 
 absl::StatusOr<std::unique_ptr<LogCapture>> LogCapture::Open(UniqueFd pipe, LogSource source,
-                                                             ReportSpool& spool) {
-  UniqueFd file(::open(source.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (!file.valid()) return ErrnoStatus("create", source.path, errno);
-  return std::unique_ptr<LogCapture>(
-      new LogCapture(std::move(pipe), std::move(file), std::move(source), spool));
+                                                             ReportSpool& spool,
+                                                             std::atomic<int64_t>* noted) {
+  const std::string path = source.path;
+  UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+  if (!file.valid()) return ErrnoStatus("create", path, errno);
+  const int64_t size = std::max<int64_t>(::lseek(file.get(), 0, SEEK_END), 0);
+  // Behind what is reported already, though it may have gone by memory.
+  const int64_t begin = std::max(size, noted->load());
+  if (begin > size) ::lseek(file.get(), static_cast<off_t>(begin), SEEK_SET);
+  std::unique_ptr<LogCapture> capture(
+      new LogCapture(std::move(pipe), std::move(file), std::move(source), spool, begin, noted));
+  if (noted->load() < size) {
+    spool.AddLog(capture->source_, noted->load(), size - noted->load());
+    noted->store(size);
+  }
+  return capture;
+}
+
+absl::StatusOr<std::string> LogCapture::ReadAll() const {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(source_->path));
+  return text.substr(std::min(static_cast<size_t>(begin_), text.size()));
 }
 
 void LogCapture::Keep(absl::string_view data) {
@@ -63,6 +80,7 @@ void LogCapture::Keep(absl::string_view data) {
     spool_.Add(source_->attempt, std::move(report));
   }
   offset_ += static_cast<int64_t>(data.size());
+  noted_->store(offset_);
   tail_.append(data.data(), data.size());
   if (tail_.size() > 2 * kTailBytes) tail_.erase(0, tail_.size() - kTailBytes);
 }

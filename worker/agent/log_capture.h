@@ -2,6 +2,7 @@
 #ifndef SWITCHYARD_WORKER_AGENT_LOG_CAPTURE_H_
 #define SWITCHYARD_WORKER_AGENT_LOG_CAPTURE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -22,9 +23,12 @@ std::vector<std::string> LastLines(absl::string_view text, int max_lines);
 // into the spool's memory instead.
 class LogCapture {
  public:
-  // Creates the source's file. `pipe` is non-blocking. Errors: those of creating the file.
+  // Creates the source's file, or goes on behind what an earlier process left in it. `*noted`:
+  // bytes before this are in the spool; moved on; outlives this. `pipe` is non-blocking. Errors:
+  // those of creating the file.
   static absl::StatusOr<std::unique_ptr<LogCapture>> Open(UniqueFd pipe, LogSource source,
-                                                          ReportSpool& spool);
+                                                          ReportSpool& spool,
+                                                          std::atomic<int64_t>* noted);
 
   // Takes what is in the pipe, at most about `max_bytes`.
   void Drain(int64_t max_bytes);
@@ -35,21 +39,28 @@ class LogCapture {
   bool at_end() const { return !pipe_.valid(); }
   // The newest bytes, at most 64 KiB.
   const std::string& tail() const { return tail_; }
-  const std::string& path() const { return source_->path; }
+  // All that came by this pipe, out of the file. Errors: those of reading.
+  absl::StatusOr<std::string> ReadAll() const;
 
  private:
-  LogCapture(UniqueFd pipe, UniqueFd file, LogSource source, ReportSpool& spool)
+  LogCapture(UniqueFd pipe, UniqueFd file, LogSource source, ReportSpool& spool, int64_t begin,
+             std::atomic<int64_t>* noted)
       : pipe_(std::move(pipe)),
         file_(std::move(file)),
         source_(std::make_shared<const LogSource>(std::move(source))),
-        spool_(spool) {}
+        spool_(spool),
+        begin_(begin),
+        noted_(noted),
+        offset_(begin) {}
   void Keep(absl::string_view data);
 
   UniqueFd pipe_;
   UniqueFd file_;  // invalid after a failed write
   const std::shared_ptr<const LogSource> source_;
   ReportSpool& spool_;
-  int64_t offset_ = 0;  // bytes of the stream so far
+  const int64_t begin_;  // of what this pipe brings
+  std::atomic<int64_t>* const noted_;
+  int64_t offset_;  // bytes of the stream so far
   std::string tail_;
 };
 

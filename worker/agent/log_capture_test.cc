@@ -34,8 +34,9 @@ class LogCaptureTest : public testing::Test {
     EXPECT_THAT(pipe, IsOk());
     write_ = std::move(pipe->write);
     ::fcntl(pipe->read.get(), F_SETFL, O_NONBLOCK);
-    auto log = LogCapture::Open(std::move(pipe->read),
-                                {{JobId("projects/p/jobs/j"), 1}, 0, "stdout", path}, spool_);
+    auto log =
+        LogCapture::Open(std::move(pipe->read),
+                         {{JobId("projects/p/jobs/j"), 1}, 0, "stdout", path}, spool_, &noted_);
     EXPECT_THAT(log, IsOk());
     return *std::move(log);
   }
@@ -50,6 +51,7 @@ class LogCaptureTest : public testing::Test {
   }
 
   ReportSpool spool_{RealClock::Get()};
+  std::atomic<int64_t> noted_{0};
   UniqueFd write_;
 };
 

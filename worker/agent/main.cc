@@ -104,7 +104,8 @@ int Run(const AgentConfig& config) {
   });
   if (WaitForSignal(signals, done.get())) {
     SY_LOG(WARNING) << "second signal: ending at once, trainers are killed";
-    ::_exit(1);  // the kernel kills the children (PR_SET_PDEATHSIG)
+    (*agent)->KillAttempts(absl::Seconds(5));
+    ::_exit(1);
   }
   shutdown.StopAndJoin();
   SY_LOG(INFO) << "agent stopped all_reported=" << complete;

@@ -47,12 +47,16 @@ void AppendGauges(const AgentSnapshot& snapshot, std::vector<prometheus::MetricF
   families.push_back(Gauge("devices", "Devices of this node by state.")
                          .Add(snapshot.free_devices, {{"state", "free"}})
                          .Add(snapshot.busy_devices, {{"state", "busy"}})
+                         .Add(snapshot.withheld_devices, {{"state", "withheld"}})
                          .Build());
   families.push_back(Gauge("live_attempts", "Attempts that have not finished on this node.")
                          .Add(static_cast<double>(snapshot.attempts.size()))
                          .Build());
   families.push_back(Gauge("reports_pending", "Reports that the coordinator has not acknowledged.")
                          .Add(static_cast<double>(snapshot.pending_reports))
+                         .Build());
+  families.push_back(Counter("log_gap_bytes_total", "Log bytes dropped because the disk was full.")
+                         .Add(static_cast<double>(snapshot.dropped_log_bytes))
                          .Build());
   families.push_back(Gauge("connected", "Whether this agent is registered at its coordinator.")
                          .Add(snapshot.connected ? 1 : 0)

@@ -32,6 +32,8 @@ enum class AttemptOutcome { kSucceeded, kStopped, kFailed };
 struct AgentSnapshot {
   int free_devices = 0;
   int busy_devices = 0;
+  int withheld_devices = 0;  // in use by others
+  int64_t dropped_log_bytes = 0;
   int64_t pending_reports = 0;
   absl::Time last_heartbeat_ack = absl::UnixEpoch();
   bool connected = false;

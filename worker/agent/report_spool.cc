@@ -65,12 +65,28 @@ std::string ReadPiece(const std::string& path, int64_t offset, int64_t size) {
   return data;
 }
 
+// Gives the bytes from `begin` to the end of the piece back.
+void Free(const LogPiece& piece, int64_t begin) {
+  constexpr int64_t kKeepBytes = 64 << 10;
+  if (piece.source->rank < 0) return;  // prep's output is read once more
+  const UniqueFd fd(::open(piece.source->path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!fd.valid()) return;
+  const int64_t size = ::lseek(fd.get(), 0, SEEK_END);
+  const int64_t end = std::min(piece.offset + piece.size, size - kKeepBytes);
+  if (end <= begin) return;
+  [[maybe_unused]] const int unused =
+      ::fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, begin, end - begin);
+}
+
 // What must not be lost even when the machine loses its power.
 bool IsImportant(const v1::Report& report) {
   return report.has_finished() || report.has_rank_failed();
 }
 
 }  // namespace
+
+void FreeUpTo(const LogPiece& piece) { Free(piece, 0); }
+void FreePiece(const LogPiece& piece) { Free(piece, piece.offset); }
 
 // ---- adding ----
 
@@ -250,6 +266,12 @@ RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
   RecoveredSpool recovered;
   if (storage_ == nullptr) return recovered;
   std::vector<std::string> records = storage_->Load();
+  // A piece may be handed out before its stream's place is remembered.
+  const auto note_end = [&recovered](const Entry& entry, int64_t value) {
+    const v1::LogChunk& log = entry.report.log();
+    int64_t& end = recovered.logs[{entry.attempt, log.rank(), log.stream()}];
+    end = std::max(end, value);
+  };
   absl::MutexLock lock(&mu_);
   bool first = true;
   for (const std::string& text : records) {
@@ -291,10 +313,14 @@ RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
         entry.size = Take<int64_t>(rest);
         entry.sealed = true;
         last_handed_out_ = std::max(last_handed_out_, sequence);
+        note_end(entry, entry.report.log().offset() + entry.size);
       } else if (kind == kGap) {
         entry.report.ParseFromArray(rest.data(), static_cast<int>(rest.size()));
         entry.source = nullptr;
         entry.size = 0;
+        const v1::LogGap& gap = entry.report.log_gap();
+        int64_t& end = recovered.logs[{entry.attempt, gap.rank(), gap.stream()}];
+        end = std::max(end, gap.offset() + gap.bytes());
       }
     }
   }

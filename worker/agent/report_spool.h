@@ -48,6 +48,12 @@ struct LogPiece {
   int64_t size = 0;
 };
 
+// Gives the disk space of a piece that is acknowledged, and of all before it in its file, back;
+// where the file system can. The newest bytes stay, which failures quote.
+void FreeUpTo(const LogPiece& piece);
+// The same for a piece that was dropped.
+void FreePiece(const LogPiece& piece);
+
 // The frame that a report was made of: the byte of the rank's frame stream after it.
 struct FrameOrigin {
   int rank = -1;  // -1: no frame

@@ -20,21 +20,6 @@ extern char** environ;
 namespace switchyard {
 namespace {
 
-std::vector<std::string> MergedEnvironment(
-    const std::vector<std::pair<std::string, std::string>>& changes) {
-  std::vector<std::string> result;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string text = *entry;
-    bool replaced = false;
-    for (const auto& [name, value] : changes) {
-      replaced |= text.compare(0, name.size() + 1, name + "=") == 0;
-    }
-    if (!replaced) result.push_back(text);
-  }
-  for (const auto& [name, value] : changes) result.push_back(absl::StrCat(name, "=", value));
-  return result;
-}
-
 std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   std::vector<char*> pointers;
   for (const std::string& s : strings) pointers.push_back(const_cast<char*>(s.c_str()));
@@ -89,6 +74,21 @@ absl::StatusOr<UniqueFd> Above(int fd) {
 }
 
 }  // namespace
+
+std::vector<std::string> MergedEnvironment(
+    const std::vector<std::pair<std::string, std::string>>& changes) {
+  std::vector<std::string> result;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    bool replaced = false;
+    for (const auto& [name, value] : changes) {
+      replaced |= text.compare(0, name.size() + 1, name + "=") == 0;
+    }
+    if (!replaced) result.push_back(text);
+  }
+  for (const auto& [name, value] : changes) result.push_back(absl::StrCat(name, "=", value));
+  return result;
+}
 
 absl::StatusOr<std::unique_ptr<Subprocess>> Subprocess::Start(const SubprocessOptions& options) {
   const std::string& program = options.argv.at(0);

@@ -17,6 +17,10 @@
 
 namespace switchyard {
 
+// NAME=value: this process's environment with `changes` added to, or replacing, its variables.
+std::vector<std::string> MergedEnvironment(
+    const std::vector<std::pair<std::string, std::string>>& changes);
+
 struct SubprocessOptions {
   std::vector<std::string> argv;  // argv[0]: path of the program, not searched in PATH
   // Added to, or replacing, the parent's variables.
