@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/store/migrations.h"
+#include "server/store/store_testing.h"
 #include "server/store/transaction.h"
 
 namespace switchyard {
@@ -20,115 +21,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
-
-class TempFolder {
- public:
-  TempFolder() {
-    std::string pattern = testing::TempDir() + "store_test.XXXXXX";
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~TempFolder() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-JobRecord MakeJob(const std::string& name, int ranks = 2, int retries = 0) {
-  JobRecord job;
-  job.id = JobId("projects/p/jobs/" + name);
-  job.uid = "uid-" + name;
-  job.project = "p";
-  job.spec = std::string("spec\0with zero", 14);
-  job.needs.num_ranks = ranks;
-  job.needs.max_retries = retries;
-  return job;
-}
-
-NodeRecord MakeNode(const std::string& name, const std::string& incarnation, int devices = 2) {
-  NodeRecord node;
-  node.id = NodeId(name);
-  node.incarnation = Incarnation(incarnation);
-  node.boot_id = "boot";
-  node.address = "127.0.0.1";
-  for (int i = 0; i < devices; ++i) node.devices.push_back({i, "cpu", 1 << 30, ""});
-  return node;
-}
-
-std::unique_ptr<Store> OpenStore(const std::string& folder, Clock& clock,
-                                 std::function<void()> hook = nullptr) {
-  StoreOptions options;
-  options.folder = folder;
-  if (hook) {
-    options.statement_hook = [hook = std::move(hook)](absl::string_view) {
-      hook();
-      return absl::OkStatus();
-    };
-  }
-  absl::StatusOr<std::unique_ptr<Store>> store = Store::Open(std::move(options), clock);
-  EXPECT_THAT(store, IsOk());
-  return store.ok() ? *std::move(store) : nullptr;
-}
-
-class StoreTest : public testing::Test {
- protected:
-  void SetUp() override { store_ = OpenStore(folder_.path(), clock_); }
-
-  JobRecord Create(const std::string& name, int ranks = 2, int retries = 0) {
-    const auto job = store_->CreateJob(MakeJob(name, ranks, retries), {});
-    EXPECT_THAT(job, IsOk());
-    return *job;
-  }
-  JobRecord Get(const JobRecord& job) { return *store_->GetJob(job.id); }
-
-  // One attempt over the nodes, two devices each.
-  AttemptId Place(const JobRecord& job, const std::vector<std::string>& nodes,
-                  const std::string& resume_from = "") {
-    GangPlacement gang{job.id, Get(job).version, {}, resume_from};
-    for (const std::string& node : nodes) gang.members.push_back({NodeId(node), {0, 1}});
-    EXPECT_THAT(store_->Apply(Plan{{gang}, {}}), IsOk());
-    EXPECT_EQ(Get(job).state, JobState::kStarting) << Get(job).message;
-    return {job.id, Get(job).current_attempt};
-  }
-  ReportRecord Say(const std::string& node, const AttemptId& attempt,
-                   decltype(ReportRecord::what) what) {
-    return {++numbers_[node], attempt, std::move(what)};
-  }
-  ReportResult Report(const std::string& node, std::vector<ReportRecord> reports) {
-    const auto result =
-        store_->RecordReports(NodeId(node), Incarnation("i-" + node), std::move(reports));
-    EXPECT_THAT(result, IsOk());
-    return result.ok() ? *result : ReportResult{};
-  }
-  void Register(const std::string& node) {
-    ASSERT_THAT(store_->RegisterNode(MakeNode(node, "i-" + node), {}), IsOk());
-  }
-  std::vector<OrderRecord> Orders(const std::string& node) {
-    auto orders = store_->TakeOrders(NodeId(node), Incarnation("i-" + node));
-    EXPECT_THAT(orders, IsOk());
-    return *std::move(orders);
-  }
-  void Run(const std::string& node, const AttemptId& attempt) {
-    Orders(node);
-    Report(node,
-           {Say(node, attempt, PreparedReport{4000, ""}), Say(node, attempt, RunningReport{})});
-  }
-  void CommitFinal(const std::string& node, const AttemptId& attempt, int64_t step) {
-    CheckpointRecord c;
-    c.job = attempt.job;
-    c.attempt = attempt.number;
-    c.step = step;
-    c.final = true;
-    const auto row = store_->BeginCheckpoint(NodeId(node), Incarnation("i-" + node), c);
-    ASSERT_THAT(row, IsOk());
-    ASSERT_THAT(store_->EndCheckpoint(*row, absl::OkStatus()), IsOk());
-  }
-
-  TempFolder folder_;
-  SimClock clock_;
-  std::unique_ptr<Store> store_;
-  std::map<std::string, int64_t> numbers_;
-};
 
 TEST_F(StoreTest, KeepsAJobAsItWasStored) {
   JobRecord job = MakeJob("j");
@@ -357,47 +249,6 @@ TEST_F(StoreTest, ReportsOfAClosedAttemptAreNamedStaleAndChangeNothing) {
   EXPECT_THAT(store_->CheckFence(NodeId("a"), Incarnation("i-a"), now), IsOk());
   EXPECT_THAT(store_->RecordReports(NodeId("a"), Incarnation("other"), {}),
               StatusIs(absl::StatusCode::kAborted));
-}
-
-TEST_F(StoreTest, CancelIsRightInEveryState) {
-  Register("a");
-  const JobRecord queued = Create("queued");
-  EXPECT_EQ(store_->CancelJob(queued.id, absl::Seconds(1), {})->state, JobState::kCancelled);
-  EXPECT_EQ(store_->CancelJob(queued.id, absl::Seconds(1), {})->state, JobState::kCancelled);
-
-  const JobRecord reserved = Create("reserved");
-  Place(reserved, {"a"});
-  EXPECT_EQ(store_->CancelJob(reserved.id, absl::Seconds(1), {})->state, JobState::kCancelled)
-      << "nothing was sent, so nothing has to stop";
-  EXPECT_EQ(store_->ListAttempts(reserved.id)->at(0).state, AttemptState::kReleased);
-
-  const JobRecord running = Create("running");
-  const AttemptId attempt = Place(running, {"a"});
-  Run("a", attempt);
-  EXPECT_EQ(store_->CancelJob(running.id, absl::Seconds(7), {})->state, JobState::kStopping);
-  const StopOrder stop = absl::get<StopOrder>(Orders("a")[0].what);
-  EXPECT_EQ(stop.grace, absl::Seconds(7));
-  EXPECT_TRUE(stop.checkpoint);
-  EXPECT_EQ(store_->CancelJob(running.id, absl::Seconds(1), {})->state, JobState::kStopping);
-  Report("a", {Say("a", attempt, FinishedReport{false, true, absl::nullopt})});
-  EXPECT_EQ(Get(running).state, JobState::kCancelled);
-
-  const JobRecord failed = Create("failed");
-  const AttemptId bad = Place(failed, {"a"});
-  Orders("a");
-  Report("a", {Say("a", bad, FinishedReport{false, false, FailureRecord{}})});
-  EXPECT_THAT(store_->CancelJob(failed.id, absl::Seconds(1), {}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("FAILED")));
-}
-
-TEST_F(StoreTest, TheSameRequestTwiceMakesOneJob) {
-  const RequestKey key{"p", "CreateJob", "r1", "payload"};
-  const auto first = store_->CreateJob(MakeJob("one"), key);
-  JobRecord again = MakeJob("two");
-  EXPECT_EQ(store_->CreateJob(again, key)->id, first->id);
-  EXPECT_THAT(store_->CreateJob(again, {"p", "CreateJob", "r1", "other"}),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("r1")));
-  EXPECT_THAT(store_->CreateJob(MakeJob("one"), {}), StatusIs(absl::StatusCode::kAlreadyExists));
 }
 
 TEST_F(StoreTest, ADeviceIsNeverBookedTwice) {
