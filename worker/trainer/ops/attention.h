@@ -43,6 +43,7 @@ struct AttentionPlan {
 
   // On CUDA. Documents and the longest length are rounded up (attention_buckets.h), so that few
   // different kernels are planned; documents beyond the last are empty and cost nothing.
+  int64_t num_documents = 0;  // that have tokens
   int64_t max_documents = 0;
   int64_t max_length = 0;
   at::Tensor offsets_B1;  // int32 [max_documents + 1]: first token of each document

@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include <tuple>
@@ -69,13 +70,18 @@ AttentionGradients FlashAttentionBackward(const AttentionInputs& in, const at::T
   CheckFlash(in);
   const c10::cuda::CUDAGuard guard(in.q_TNd.device());
   const DeterministicCall setting(deterministic);
+  // FlashAttention splits a deterministic sum over few documents more, and is several times faster
+  // then. A graph must fit other documents than those it is captured with.
+  const bool captured =
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  const int64_t documents = captured ? in.plan.max_documents : in.plan.num_documents;
+  const at::Tensor offsets_B1 = in.plan.offsets_B1.narrow(0, 0, documents + 1);
   // The state of a random generator that no dropout reads.
   const at::Tensor no_state = at::empty({2}, in.plan.offsets_B1.options().dtype(at::kLong));
   const auto [dq, dk, dv] = at::_flash_attention_backward(
       dout_TNd, in.q_TNd, in.k_TMd, in.v_TMd, saved.out_TNd, saved.log_sum_exp_TN.t().contiguous(),
-      in.plan.offsets_B1, in.plan.offsets_B1, in.plan.max_length, in.plan.max_length,
-      /*dropout_p=*/0.0, /*is_causal=*/true, no_state, no_state, in.scale, WindowLeft(in),
-      WindowRight(in));
+      offsets_B1, offsets_B1, in.plan.max_length, in.plan.max_length, /*dropout_p=*/0.0,
+      /*is_causal=*/true, no_state, no_state, in.scale, WindowLeft(in), WindowRight(in));
   return {dq, dk, dv};
 }
 

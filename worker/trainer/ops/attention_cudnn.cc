@@ -226,9 +226,18 @@ std::string CudnnAttentionForward(const AttentionInputs& in, AttentionOutput* ou
   return "";
 }
 
-std::string CudnnAttentionBackward(const AttentionInputs& in, const at::Tensor& dout_TNd,
+std::string CudnnAttentionBackward(const AttentionInputs& given, const at::Tensor& given_dout_TNd,
                                    const AttentionOutput& saved, AttentionGradients* out) {
-  const c10::cuda::CUDAGuard guard(in.q_TNd.device());
+  const c10::cuda::CUDAGuard guard(given.q_TNd.device());
+  // cuDNN 9.19 places its own sums by the offsets of q and k: slices of a wider tensor give wrong
+  // gradients, without an error.
+  const AttentionInputs in{given.q_TNd.contiguous(),
+                           given.k_TMd.contiguous(),
+                           given.v_TMd.contiguous(),
+                           given.plan,
+                           given.scale,
+                           given.window};
+  const at::Tensor dout_TNd = given_dout_TNd.contiguous();
   cudnnHandle_t handle = at::native::getCudnnHandle();
   Key key = MakeKey(in, /*backward=*/true);
   key.do_stride = dout_TNd.stride(0);

@@ -91,7 +91,8 @@ void PlaceOnDevice(at::Device device, AttentionPlan& plan) {
     begins.push_back(static_cast<int32_t>(plan.cu_seqlens[i]));
     lengths.push_back(static_cast<int32_t>(length));
   }
-  plan.max_documents = AttentionDocumentsBucket(static_cast<int64_t>(lengths.size()));
+  plan.num_documents = static_cast<int64_t>(lengths.size());
+  plan.max_documents = AttentionDocumentsBucket(plan.num_documents);
   plan.max_length = AttentionLengthBucket(longest);
   lengths.resize(plan.max_documents, 0);
   begins.resize(plan.max_documents + 1, static_cast<int32_t>(plan.num_tokens));
@@ -139,6 +140,7 @@ void AttentionPlan::Assign(const AttentionPlan& next) {
               " tokens cannot take over one for ", next.max_documents, " of up to ",
               next.max_length);
   num_tokens = next.num_tokens;
+  num_documents = next.num_documents;
   deterministic = next.deterministic;
   cu_seqlens = next.cu_seqlens;
   batches = next.batches;

@@ -36,7 +36,8 @@ std::string Difference(const at::Tensor& got, const at::Tensor& want, double tol
 struct Documents {
   std::string name;
   std::vector<int64_t> lengths;
-  double sdpa_forward_us, sdpa_backward_us;  // of peers, docs/kernels.md; 0: none
+  double sdpa_forward_us, sdpa_backward_us;  // cuDNN's, docs/kernels.md; 0: none
+  bool buckets = false;                      // with larger plans too
 };
 
 // Lengths drawn from an exponential distribution of that mean, at most 2048, that sum to `total`.
@@ -58,6 +59,18 @@ double AttentionFlops(const std::vector<int64_t>& lengths, int64_t heads, int64_
   double pairs = 0;
   for (int64_t length : lengths) pairs += static_cast<double>(length) * length / 2;
   return 4 * pairs * heads * d;
+}
+
+// `plan` with the sizes of a larger one, as if its documents had fallen into larger buckets.
+AttentionPlan Widened(const AttentionPlan& plan, int64_t documents, int64_t length) {
+  AttentionPlan wide = plan;
+  wide.max_documents = documents;
+  wide.max_length = length;
+  wide.lengths_B = at::zeros({documents}, plan.lengths_B.options());
+  wide.lengths_B.narrow(0, 0, plan.max_documents).copy_(plan.lengths_B);
+  wide.offsets_B1 = at::full({documents + 1}, plan.num_tokens, plan.offsets_B1.options());
+  wide.offsets_B1.narrow(0, 0, plan.max_documents + 1).copy_(plan.offsets_B1);
+  return wide;
 }
 
 void BenchAttention(Bench& bench, const Documents& documents) {
@@ -87,6 +100,18 @@ void BenchAttention(Bench& bench, const Documents& documents) {
   BenchRow backward{"attention backward",       documents.name, "bf16", 2.5 * flops, 0,
                     documents.sdpa_backward_us, "cuDNN"};
   bench.Run(backward, [&] { AttentionBackward(dout, q, k, v, out, plan, scale, 0); });
+  if (documents.buckets) {
+    for (const auto& [count, length] :
+         {std::pair(256, 8192), std::pair(64, 8192), std::pair(256, 2048), std::pair(1024, 2048)}) {
+      const AttentionPlan wide = Widened(MakeAttentionPlan(ends, q.device()), count, length);
+      const std::string name =
+          documents.name + ", plan " + std::to_string(count) + " x " + std::to_string(length);
+      bench.Run({"attention", name, "bf16", flops},
+                [&] { AttentionForward(q, k, v, wide, scale, 0); });
+      bench.Run({"attention backward", name, "bf16", 2.5 * flops},
+                [&] { AttentionBackward(dout, q, k, v, out, wide, scale, 0); });
+    }
+  }
   bench.Run({"flash", documents.name, "bf16", flops}, [&] { on_cuda::FlashAttentionForward(in); });
   bench.Run({"flash backward", documents.name, "bf16", 2.5 * flops},
             [&] { on_cuda::FlashAttentionBackward(in, dout, flash, /*deterministic=*/false); });
@@ -168,7 +193,7 @@ int Main(const std::string& json_file) {
   Bench bench(json_file);
   for (const Documents& documents :
        {Documents{"2 x 4096", {4096, 4096}, 500, 1630}, Documents{"1 x 8192", {8192}, 940, 3030},
-        Documents{"chat, mean 250", ChatLengths(8192, 250), 0, 0},
+        Documents{"chat, mean 250", ChatLengths(8192, 250), 0, 0, true},
         Documents{"64 x 128", std::vector<int64_t>(64, 128), 80, 520},
         Documents{"8 x 4096", std::vector<int64_t>(8, 4096), 0, 0}}) {
     BenchAttention(bench, documents);
