@@ -85,8 +85,8 @@ __device__ __forceinline__ void WriteChunk(Bf16* buffer, Bf16* out, int64_t ld,
   }
 }
 
-// A warp's two 2 KB blocks of shared memory, sent off in turn by bulk copies (TMA) that run while
-// the warp goes on. Kept across tiles.
+// A warp's first two 2 KB blocks of shared memory, sent off in turn by bulk copies (TMA) that run
+// while the warp goes on. Kept across tiles.
 class BulkWriter {
  public:
   __device__ explicit BulkWriter(Bf16* staging) : staging_(staging) {}
@@ -96,17 +96,19 @@ class BulkWriter {
     if (threadIdx.x % 32 == 0) cute::tma_store_wait<1>();
     __syncwarp();
     turn_ ^= 1;
-    return staging_ + turn_ * kChunkElements;
+    return Block(turn_);
   }
-  // Sends the block that Next gave: a box of 128 bytes by 16 rows to (x, y, z) of the map's tensor,
-  // clipped to it. kAdd: adds at L2; every element gets one addition, so the result is
-  // deterministic.
+  __device__ __forceinline__ Bf16* Block(int index) const {
+    return staging_ + index * kChunkElements;
+  }
+  // Sends a block: a box of 128 bytes by 16 rows to (x, y, z) of the map's tensor, clipped to it.
+  // kAdd: adds at L2; every element gets one addition, so the result is deterministic.
   template <bool kAdd = false>
-  __device__ __forceinline__ void Send(const CUtensorMap* map, int x, int y, int z) {
+  __device__ __forceinline__ void Send(const CUtensorMap* map, const void* block, int x, int y,
+                                       int z) {
     cutlass::arch::fence_view_async_shared();
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      const Bf16* block = staging_ + turn_ * kChunkElements;
       if constexpr (kAdd) {
         cute::SM90_TMA_REDUCE_ADD_3D::copy(map, block, x, y, z);
       } else {
@@ -115,13 +117,8 @@ class BulkWriter {
       cute::tma_store_arrive();
     }
   }
-  // Both blocks at once, when no copy reads them any more; Send then takes the one given by `turn`.
-  __device__ __forceinline__ Bf16* Both() {
-    Finish();
-    return staging_;
-  }
-  __device__ __forceinline__ void Choose(int turn) { turn_ = turn; }
-  // Before the block ends: its shared memory must outlive the copies.
+  // All blocks have been read. Also before the thread block ends: its shared memory must outlive
+  // the copies.
   __device__ __forceinline__ void Finish() {
     if (threadIdx.x % 32 == 0) cute::tma_store_wait<0>();
     __syncwarp();
@@ -132,42 +129,53 @@ class BulkWriter {
   int turn_ = 0;
 };
 
+// z of a warp's rows on its way to shared memory by bulk copies: gate and up of one chunk in blocks
+// 2 * slot and 2 * slot + 1, where the epilogue turns them into dz. Two chunks are under way at a
+// time. Kept across tiles.
+class PairReader {
+ public:
+  static constexpr int kSlots = 2;
+
+  // `full`: kSlots barriers of this warp, each for one arrival.
+  __device__ PairReader(BulkWriter& writer, uint64_t* full) : writer_(writer), full_(full) {}
+
+  // Dims of the map: ffn, 2, rows; what lies outside it comes as zeros. The slot's blocks are free:
+  // whatever was sent from them has been read (BulkWriter::Finish).
+  __device__ __forceinline__ void Request(const CUtensorMap* map, int slot, int column, int row) {
+    cutlass::arch::fence_view_async_shared();
+    __syncwarp();
+    if (threadIdx.x % 32 != 0) return;
+    constexpr auto kHint = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST);
+    cutlass::arch::ClusterTransactionBarrier::arrive_and_expect_tx(&full_[slot],
+                                                                   2 * kChunkElements * 2);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      cute::SM90_TMA_LOAD_3D::copy(map, &full_[slot], kHint, writer_.Block(2 * slot + half), column,
+                                   half, row);
+    }
+  }
+  __device__ __forceinline__ void Await(int slot) {
+    cutlass::arch::ClusterBarrier::wait(&full_[slot], (phases_ >> slot) & 1);
+    phases_ ^= 1u << slot;
+  }
+
+ private:
+  BulkWriter& writer_;
+  uint64_t* full_;
+  uint32_t phases_ = 0;
+};
+
 // Sends a staged block of token rows: by bulk copy where all 16 rows exist, else row by row, since
 // the rows behind belong to the next expert. The map's dims: columns, halves, rows.
 __device__ __forceinline__ void SendRows(BulkWriter& writer, const CUtensorMap* map, Bf16* block,
                                          Bf16* out, int64_t ld, const WarpRows& rows, int column,
                                          int end_column, int half) {
   if (rows.rows >= 16) {
-    writer.Send(map, column, half, static_cast<int>(rows.row0));
+    writer.Send(map, block, column, half, static_cast<int>(rows.row0));
   } else {
     __syncwarp();
     WriteChunk(block, out, ld, rows, column, end_column);
   }
-}
-
-// One warp's loads of a 16 x 64 block from global memory, zeros where nothing exists.
-struct ChunkWords {
-  uint4 words[4];
-};
-__device__ __forceinline__ ChunkWords ReadChunk(const Bf16* in, int64_t ld, const WarpRows& rows,
-                                                int column, int end_column) {
-  const int lane = threadIdx.x % 32;
-  const int block = lane % 8;
-  ChunkWords chunk;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = 4 * i + lane / 8;
-    const bool exists = row < rows.rows && column + 8 * block < end_column;
-    chunk.words[i] = exists ? LoadWords(in + (rows.row0 + row) * ld + column + 8 * block)
-                            : make_uint4(0, 0, 0, 0);
-  }
-  return chunk;
-}
-__device__ __forceinline__ void PutChunk(Bf16* buffer, const ChunkWords& chunk) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    StoreWords(Swizzled(buffer, 4 * i + lane / 8, lane % 8), chunk.words[i]);
 }
 
 // 1 / (1 + exp(-x)); exact to a few float ulps, and 0 or 1 at the ends without NaN.
@@ -204,8 +212,9 @@ __device__ __forceinline__ void StoreSlabBf16(const Accumulators& acc, BulkWrite
   for (int c = 0; c < 4; ++c) {
     float v[kChunkValues];
     TakeChunk(acc, c * kChunkValues, v);
-    StageChunk(writer.Next(), v);
-    writer.Send<kAdd>(map, column + c * kChunk, row, slab);
+    Bf16* block = writer.Next();
+    StageChunk(block, v);
+    writer.Send<kAdd>(map, block, column + c * kChunk, row, slab);
   }
 }
 
@@ -235,7 +244,7 @@ __device__ __forceinline__ void StoreSlabFloat(const Accumulators& acc, BulkWrit
             make_float2(x, y);
       }
     }
-    writer.Send<kAdd>(map, column + 32 * box, row, slab);
+    writer.Send<kAdd>(map, block, column + 32 * box, row, slab);
   }
 }
 
@@ -290,7 +299,6 @@ __device__ __forceinline__ void SwiGluTile(const Accumulators& acc, BulkWriter& 
 }
 
 struct SwiGluGradOut {
-  const Bf16* z;
   Bf16* dz;
   Bf16* h;            // may be null
   float* dp_partial;  // row of this column tile, [max_rows]; may be null
@@ -298,9 +306,22 @@ struct SwiGluGradOut {
   int ffn;
 };
 
-// Dims of map_dz: ffn, 2, rows; of map_h: ffn, 1, rows.
+// Before the products of a tile: the first two chunks of z travel meanwhile.
+__device__ __forceinline__ void RequestFirstChunks(BulkWriter& writer, PairReader& reader,
+                                                   const CUtensorMap* map_z, int64_t row,
+                                                   int column) {
+  writer.Finish();
+#pragma unroll
+  for (int c = 0; c < PairReader::kSlots; ++c) {
+    reader.Request(map_z, c, column + c * kChunk, static_cast<int>(row));
+  }
+}
+
+// Dims of map_z and map_dz: ffn, 2, rows; of map_h: ffn, 1, rows. `h` is staged in the block behind
+// the reader's.
 template <class Accumulators>
 __device__ __forceinline__ void SwiGluGradTile(const Accumulators& acc, BulkWriter& writer,
+                                               PairReader& reader, const CUtensorMap* map_z,
                                                const CUtensorMap* map_dz, const CUtensorMap* map_h,
                                                const SwiGluGradOut& out, const WarpRows& rows,
                                                int column) {
@@ -309,19 +330,21 @@ __device__ __forceinline__ void SwiGluGradTile(const Accumulators& acc, BulkWrit
   const float weight[2] = {RowWeight(out.row_weight, rows, lane / 4),
                            RowWeight(out.row_weight, rows, lane / 4 + 8)};
   float dp[2] = {0.f, 0.f};
-  ChunkWords next_gate = ReadChunk(out.z, ld, rows, column, out.ffn);
-  ChunkWords next_up = ReadChunk(out.z + out.ffn, ld, rows, column, out.ffn);
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     const int at = column + c * kChunk;
-    Bf16* buffer = writer.Both();
-    Bf16* second = buffer + kChunkElements;
-    PutChunk(buffer, next_gate);
-    PutChunk(second, next_up);
-    __syncwarp();
+    const int slot = c % PairReader::kSlots;
+    Bf16* buffer = writer.Block(2 * slot);
+    Bf16* second = writer.Block(2 * slot + 1);
+    reader.Await(slot);
     uint32_t h[4][4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
+      if (j == 1 && c > 0) {
+        // What the chunk before sent has been read by now; its blocks take the chunk after this.
+        writer.Finish();
+        if (c < 3) reader.Request(map_z, slot ^ 1, at + kChunk, static_cast<int>(rows.row0));
+      }
       float gate[8], up[8], act[8];
       LoadPiece(buffer, j, gate);
       LoadPiece(second, j, up);
@@ -345,19 +368,13 @@ __device__ __forceinline__ void SwiGluGradTile(const Accumulators& acc, BulkWrit
 #pragma unroll
       for (int i = 0; i < 4; ++i) h[j][i] = PackBf16(act[2 * i], act[2 * i + 1]);
     }
-    if (c < 3) {
-      next_gate = ReadChunk(out.z, ld, rows, at + kChunk, out.ffn);
-      next_up = ReadChunk(out.z + out.ffn, ld, rows, at + kChunk, out.ffn);
-    }
-    writer.Choose(0);
     SendRows(writer, map_dz, buffer, out.dz, ld, rows, at, out.ffn, 0);
-    writer.Choose(1);
     SendRows(writer, map_dz, second, out.dz + out.ffn, ld, rows, at, out.ffn, 1);
     if (out.h != nullptr) {
-      buffer = writer.Next();
+      Bf16* block = writer.Block(2 * PairReader::kSlots);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) StorePiece(buffer, j, h[j]);
-      SendRows(writer, map_h, buffer, out.h, out.ffn, rows, at, out.ffn, 0);
+      for (int j = 0; j < 4; ++j) StorePiece(block, j, h[j]);
+      SendRows(writer, map_h, block, out.h, out.ffn, rows, at, out.ffn, 0);
     }
   }
   if (out.dp_partial == nullptr) return;

@@ -68,6 +68,8 @@ cudaError_t GroupedDownGrad(const GroupedDownGradParams& p, cudaStream_t stream)
   error = EncodeTensorMap(&map_b, p.w2, {p.ffn, p.hidden, p.experts}, {64, kTileK, 1});
   if (error != cudaSuccess) return error;
   OutputMaps maps{};
+  error = EncodeTensorMap(&maps.z, p.z, {p.ffn, 2, p.max_rows}, {kChunk, 1, 16});
+  if (error != cudaSuccess) return error;
   error = EncodeTensorMap(&maps.first, p.dz, {p.ffn, 2, p.max_rows}, {kChunk, 1, 16});
   if (error != cudaSuccess) return error;
   if (p.h != nullptr) {
@@ -82,7 +84,7 @@ cudaError_t GroupedDownGrad(const GroupedDownGradParams& p, cudaStream_t stream)
   kernel.k_per_split = p.hidden;
   kernel.n = p.ffn;
   kernel.columns = static_cast<int>(CeilDiv(p.ffn, kTileN));
-  kernel.swiglu_grad = {p.z, p.dz, p.h, p.dp_partial, p.row_weight, p.ffn};
+  kernel.swiglu_grad = {p.dz, p.h, p.dp_partial, p.row_weight, p.ffn};
   return Launch<Product::kDownGrad, Bf16>(map_a, map_b, maps, kernel, p.num_sms, stream);
 }
 

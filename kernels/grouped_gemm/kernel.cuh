@@ -1,7 +1,7 @@
 // The one grouped matrix product kernel; grouped_gemm*.cu instantiate it.
 //
 // A persistent cluster of two blocks walks the schedule. In each block one thread feeds a ring of
-// four 48 KB stages by TMA; two warpgroups each multiply 64 rows by 256 columns with wgmma and then
+// 48 KB stages by TMA; two warpgroups each multiply 64 rows by 256 columns with wgmma and then
 // run the epilogue. Where both blocks read the same weight tile each loads one half of it and
 // multicasts, which cuts the traffic from L2 by a third; because a stage is then written by both
 // blocks, a consumer frees it in both. A warpgroup whose 64 rows do not exist skips its products: a
@@ -36,21 +36,29 @@ enum class Product {
   kWeightGrad,  // a^T b over an expert's rows
 };
 
-constexpr int kStages = 4;
 constexpr int kBytesA = kTileM * kTileK * 2;
 constexpr int kBytesB = kTileN * kTileK * 2;
 constexpr int kStageBytes = kBytesA + kBytesB;
 constexpr int kConsumerWarps = 8;
 constexpr int kThreads = 128 + 32 * kConsumerWarps;
 
+template <Product kProduct>
 struct SharedStorage {
+  // The down gradient's epilogue needs room for z.
+  static constexpr bool kReadsPairs = kProduct == Product::kDownGrad;
+  static constexpr int kStages = kReadsPairs ? 3 : 4;
+  static constexpr int kBlocks = kReadsPairs ? 2 * PairReader::kSlots + 1 : 2;
+
   alignas(1024) uint8_t stages[kStages * kStageBytes];
-  alignas(1024) Bf16 staging[kConsumerWarps][2 * kChunkElements];
+  alignas(1024) Bf16 staging[kConsumerWarps][kBlocks * kChunkElements];
   alignas(8) uint64_t full[kStages];
   alignas(8) uint64_t empty[kStages];
+  alignas(8) uint64_t pairs[kConsumerWarps][PairReader::kSlots];  // where kReadsPairs
   int tile_start[kMaxExperts + 1];
 };
-static_assert(sizeof(SharedStorage) <= 232448, "more shared memory than a block of sm_90 has");
+static_assert(sizeof(SharedStorage<Product::kLinear>) <= 232448 &&
+                  sizeof(SharedStorage<Product::kDownGrad>) <= 232448,
+              "more shared memory than a block of sm_90 has");
 
 struct KernelParams {
   const int32_t* offsets;
@@ -71,12 +79,14 @@ struct KernelParams {
 struct OutputMaps {
   CUtensorMap first;   // kSwiGlu: z; kDownGrad: dz
   CUtensorMap second;  // kSwiGlu, kDownGrad: h
+  CUtensorMap z;       // kDownGrad: read, in the same boxes
 };
 
 using Barrier = cutlass::arch::ClusterBarrier;
 using TransactionBarrier = cutlass::arch::ClusterTransactionBarrier;
 
 // Position in the ring; `phase` flips at each turn.
+template <int kStages>
 struct RingPosition {
   int stage = 0;
   uint32_t phase = 0;
@@ -171,9 +181,9 @@ __device__ __forceinline__ void LoadA(const CUtensorMap* map, uint64_t* barrier,
 
 template <Product kProduct, class Schedule>
 __device__ __forceinline__ void Produce(const CUtensorMap* map_a, const CUtensorMap* map_b,
-                                        SharedStorage& shared, Schedule schedule) {
+                                        SharedStorage<kProduct>& shared, Schedule schedule) {
   const int rank = blockIdx.x % 2;
-  RingPosition ring;
+  RingPosition<SharedStorage<kProduct>::kStages> ring;
   Tile tile;
   while (schedule.Next(&tile)) {
     for (int k = 0; k < tile.k_size; k += kTileK) {
@@ -196,7 +206,8 @@ __device__ __forceinline__ void Produce(const CUtensorMap* map_a, const CUtensor
 }
 
 // Tells both blocks of the cluster that this warp has read stage `stage`.
-__device__ __forceinline__ void ReleaseStage(SharedStorage& shared, int stage) {
+template <class Shared>
+__device__ __forceinline__ void ReleaseStage(Shared& shared, int stage) {
   const uint32_t lane = threadIdx.x % 32;
   Barrier::arrive(&shared.empty[stage], lane & 1, lane < 2);
 }
@@ -225,7 +236,7 @@ __device__ __forceinline__ void ZeroTail(uint8_t* half_a, uint8_t* b, int valid,
 template <Product kProduct, class Out, class Accumulators>
 __device__ __forceinline__ void Finish(const OutputMaps& maps, const KernelParams& p,
                                        const Accumulators& acc, BulkWriter& writer,
-                                       const Tile& tile, int warp_row) {
+                                       PairReader& reader, const Tile& tile, int warp_row) {
   const WarpRows rows{int64_t{tile.row0} + warp_row, tile.rows - warp_row};
   if (rows.rows <= 0) return;
   const int column = tile.column * kTileN;
@@ -234,7 +245,7 @@ __device__ __forceinline__ void Finish(const OutputMaps& maps, const KernelParam
   } else if constexpr (kProduct == Product::kDownGrad) {
     SwiGluGradOut out = p.swiglu_grad;
     if (out.dp_partial != nullptr) out.dp_partial += tile.column * p.max_rows;
-    SwiGluGradTile(acc, writer, &maps.first, &maps.second, out, rows, column);
+    SwiGluGradTile(acc, writer, reader, &maps.z, &maps.first, &maps.second, out, rows, column);
   } else if constexpr (std::is_same_v<Out, float>) {
     // Weight gradients by expert; the splits of a plain product.
     const int slab = kProduct == Product::kWeightGrad ? tile.expert : tile.split;
@@ -256,7 +267,7 @@ __device__ __forceinline__ void Finish(const OutputMaps& maps, const KernelParam
 
 template <Product kProduct, class Out, class Schedule>
 __device__ __forceinline__ void Consume(const OutputMaps& maps, const KernelParams& p,
-                                        SharedStorage& shared, Schedule schedule) {
+                                        SharedStorage<kProduct>& shared, Schedule schedule) {
   using Ops = Operands<kProduct>;
   using Element = typename Ops::Element;
   const int warpgroup = threadIdx.x / 128 - 1;
@@ -287,7 +298,9 @@ __device__ __forceinline__ void Consume(const OutputMaps& maps, const KernelPara
   };
 
   BulkWriter writer(shared.staging[warp]);
-  RingPosition ring;
+  PairReader reader(writer, shared.pairs[warp]);
+  RingPosition<SharedStorage<kProduct>::kStages> ring;
+  const int warp_row = 64 * warpgroup + 16 * (warp % 4);
   Tile tile;
   while (schedule.Next(&tile)) {
     const int blocks = (tile.k_size + kTileK - 1) / kTileK;
@@ -297,6 +310,12 @@ __device__ __forceinline__ void Consume(const OutputMaps& maps, const KernelPara
         ReleaseStage(shared, ring.stage);
       }
       continue;
+    }
+    if constexpr (kProduct == Product::kDownGrad) {
+      if (tile.rows > warp_row) {
+        RequestFirstChunks(writer, reader, &maps.z, int64_t{tile.row0} + warp_row,
+                           tile.column * kTileN);
+      }
     }
     mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
     if (Ops::kWeight && blocks == 0) cute::clear(acc);
@@ -319,7 +338,7 @@ __device__ __forceinline__ void Consume(const OutputMaps& maps, const KernelPara
     cute::warpgroup_wait<0>();
     cute::warpgroup_fence_operand(acc);
     if (previous >= 0) ReleaseStage(shared, previous);
-    Finish<kProduct, Out>(maps, p, acc, writer, tile, 64 * warpgroup + 16 * (warp % 4));
+    Finish<kProduct, Out>(maps, p, acc, writer, reader, tile, warp_row);
   }
   writer.Finish();
 }
@@ -330,13 +349,19 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
                   const __grid_constant__ CUtensorMap map_b,
                   const __grid_constant__ OutputMaps maps, const __grid_constant__ KernelParams p) {
   extern __shared__ __align__(1024) uint8_t dynamic_shared[];
-  SharedStorage& shared = *reinterpret_cast<SharedStorage*>(dynamic_shared);
+  using Shared = SharedStorage<kProduct>;
+  Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared);
   using Schedule = typename Operands<kProduct>::Schedule;
 
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < Shared::kStages; ++i) {
       Barrier::init(&shared.full[i], 1);
       Barrier::init(&shared.empty[i], 2 * kConsumerWarps);
+    }
+    if constexpr (Shared::kReadsPairs) {
+      for (auto& of_warp : shared.pairs) {
+        for (uint64_t& barrier : of_warp) Barrier::init(&barrier, 1);
+      }
     }
     cutlass::arch::fence_barrier_init();
     cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&map_a));
@@ -375,12 +400,12 @@ cudaError_t Launch(const CUtensorMap& map_a, const CUtensorMap& map_b, const Out
                    const KernelParams& p, int num_sms, cudaStream_t stream) {
   auto* kernel = &GroupedKernel<kProduct, Out>;
   const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(SharedStorage));
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(SharedStorage<kProduct>));
   if (error != cudaSuccess) return error;
   const int available = NumSms();
   const int limit = num_sms > 0 && num_sms < available ? num_sms : available;
   const int blocks = limit < 2 ? 2 : limit / 2 * 2;
-  kernel<<<blocks, kThreads, sizeof(SharedStorage), stream>>>(map_a, map_b, maps, p);
+  kernel<<<blocks, kThreads, sizeof(SharedStorage<kProduct>), stream>>>(map_a, map_b, maps, p);
   return cudaGetLastError();
 }
 
