@@ -119,7 +119,10 @@ std::vector<JournalRecord> AgentMemory::Records() const {
 AgentCore::AgentCore(AgentCoreOptions options, AgentJournal& journal, const AgentMemory& memory,
                      const std::set<AttemptId>& finished)
     : options_(std::move(options)), journal_(journal), highest_attempt_(memory.highest_attempt) {
-  if (options_.deadline > absl::ZeroDuration()) kill_time_ = options_.deadline;
+  if (options_.deadline > absl::ZeroDuration()) {
+    kill_time_ = options_.deadline;
+    has_lease_ = true;
+  }
   for (const auto& [id, remembered] : memory.attempts) {
     Attempt& attempt = attempts_[id];
     attempt.assign = remembered.assign;
@@ -200,6 +203,7 @@ absl::Status AgentCore::CheckEpoch(int64_t epoch) {
 
 void AgentCore::ExtendLease(absl::Duration sent, AgentActions& actions) {
   lease_start_ = sent;
+  has_lease_ = true;
   const absl::Duration end = lease_start_ + lease_ttl_;
   kill_time_ = end - KillBudget(lease_ttl_);
   actions.push_back(MoveDeadline{end - KillBudget(lease_ttl_) / 2});
@@ -229,6 +233,11 @@ absl::StatusOr<AgentActions> AgentCore::OnRegistered(const v1::RegisterResponse&
   std::vector<AttemptId> stale;
   for (const v1::AttemptRef& ref : response.stale_attempts()) stale.push_back(IdOf(ref));
   for (AgentAction& action : OnStale(stale)) actions.push_back(std::move(action));
+  for (auto& [id, attempt] : attempts_) {  // those that waited for a lease
+    if (attempt.phase != Phase::kPrepared || !attempt.start.has_value() || attempt.killed) continue;
+    attempt.phase = Phase::kStarted;
+    actions.push_back(LaunchGang{id});
+  }
   return actions;
 }
 
@@ -471,7 +480,10 @@ AgentActions AgentCore::OnPrepared(const AttemptId& id, v1::Prepared prepared) {
   const auto it = attempts_.find(id);
   if (it == attempts_.end() || it->second.phase != Phase::kPreparing) return actions;
   if (it->second.start.has_value()) {  // prepared again, after a start of this agent
-    it->second.phase = Phase::kStarted;
+    // After a boot the order to start may be older than the lease it came with: the coordinator may
+    // have given the attempt up. OnRegistered goes on.
+    it->second.phase = has_lease_ ? Phase::kStarted : Phase::kPrepared;
+    if (!has_lease_) return actions;
     actions.push_back(LaunchGang{id});
     return actions;
   }

@@ -276,6 +276,8 @@ class AgentCore {
   int64_t highest_epoch_ = 0;  // not durable: restarting an agent lets it follow a lower one
   absl::Duration heartbeat_interval_ = absl::Seconds(5);
   absl::Duration lease_ttl_ = absl::Seconds(120);
+  // No trainers are started before the first lease: a machine that has booted holds none.
+  bool has_lease_ = false;
   absl::Duration kill_time_ = absl::InfiniteDuration();  // of all attempts, for want of a lease
   absl::Duration lease_start_;  // send time of the last acknowledged message
   absl::Duration deadline_;     // of the shims

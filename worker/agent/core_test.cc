@@ -13,6 +13,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::StartsWith;
 
 constexpr char kJob[] = "projects/default/jobs/j1";
 constexpr char kOther[] = "projects/default/jobs/j2";
@@ -269,9 +270,21 @@ TEST_F(AgentCoreTest, StoppedBeforeItsStartIsNotPreparedAgain) {
 TEST_F(AgentCoreTest, GangThatWasNeverLaunchedIsPreparedAndLaunched) {
   Register();
   Run(1);
-  EXPECT_THAT(Words(Restart()), ElementsAre("AdoptGang 1"));
+  EXPECT_THAT(Words(Restart({}, kStart + absl::Minutes(1))), ElementsAre("AdoptGang 1"));
   EXPECT_THAT(Words(core_->OnNothingToAdopt(Id(1))), ElementsAre("LaunchPrep 1"));
   EXPECT_THAT(Words(core_->OnPrepared(Id(1), {})), ElementsAre("LaunchGang 1"));
+}
+
+// Found by the simulation (seed 20): after a boot, trainers were started on an order of before it,
+// without a lease and so without an end, while the coordinator had given the attempt up.
+TEST_F(AgentCoreTest, NothingIsLaunchedWithoutALease) {
+  Register();
+  Run(1);
+  EXPECT_THAT(Words(Restart()), ElementsAre("AdoptGang 1"));
+  EXPECT_THAT(Words(core_->OnNothingToAdopt(Id(1))), ElementsAre("LaunchPrep 1"));
+  EXPECT_THAT(core_->OnPrepared(Id(1), {}), IsEmpty());
+  EXPECT_THAT(Words(Register()), ElementsAre(StartsWith("Deadline"), "LaunchGang 1"));
+  EXPECT_THAT(Words(Register()), ElementsAre(StartsWith("Deadline"))) << "once";
 }
 
 TEST_F(AgentCoreTest, EndThatIsInTheSpoolIsNotReportedTwice) {
