@@ -22,6 +22,7 @@ TEST(SimulationTest, TheSameSeedIsTheSameHistory) {
 // show its bug for ever: each bug has a test of its own too, named here.
 TEST(SimulationTest, SeedsOfFoundBugsHold) {
   for (const uint64_t seed : {
+           20u,  // AgentCoreTest.NothingIsLaunchedWithoutALease
            33u,  // AgentCoreTest.AttemptIsForgottenOnlyTogetherWithItsOrder
            34u,  // LeaseTest.AnEarlierLifeDoesNotComeBack
        }) {
