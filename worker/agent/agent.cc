@@ -13,8 +13,8 @@
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "base/backoff.h"
+#include "base/failpoint.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -23,6 +23,9 @@
 
 namespace switchyard {
 namespace {
+
+Failpoint before_report("agent.report.before_send", FailpointKind::kEvent);
+Failpoint after_report("agent.report.after_answer", FailpointKind::kEvent);
 
 constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 // Upper bound of a wait that also has to notice an order to stop.
@@ -478,7 +481,9 @@ void Agent::ReportLoop(const StopToken& stop) {
     }
     // Acknowledged meanwhile, by Register; or numbered anew.
     if (request.reports().empty() || request.incarnation() != incarnation()) continue;
+    before_report.Pass();
     const absl::StatusOr<v1::ReportResponse> response = client_.Report(request, kCallTimeout, stop);
+    after_report.Pass();
     if (response.ok() && response->acknowledged() >= request.reports(0).number()) {
       failures = 0;
       Acknowledge(request.incarnation(), response->acknowledged());

@@ -6,11 +6,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "worker/agent/agent.h"
 
 namespace switchyard {
 namespace {
+
+Failpoint before_commit("agent.commit.before_send", FailpointKind::kEvent);
+Failpoint after_commit("agent.commit.after_answer", FailpointKind::kEvent);
+Failpoint before_remove("agent.forget.before_remove", FailpointKind::kEvent);
 
 // The coordinator reads a whole checkpoint when it verifies checksums.
 constexpr absl::Duration kCommitTimeout = absl::Minutes(10);
@@ -80,6 +85,7 @@ void Agent::Act(const AgentAction& action) {
     attempt.reset();
     const absl::StatusOr<std::string> folder = AttemptFolder(config_.state_dir, forget->id);
     if (!folder.ok()) return;
+    before_remove.Pass();
     std::error_code error;
     std::filesystem::remove_all(*folder, error);
     if (error) SY_LOG(WARNING) << "remove " << *folder << ": " << error.message();
@@ -161,8 +167,10 @@ absl::StatusOr<v1::Checkpoint> Agent::Commit(v1::CommitCheckpointRequest request
   request.set_node(config_.node);
   for (int failures = 0;; ++failures) {
     request.set_incarnation(incarnation());
+    before_commit.Pass();
     const absl::StatusOr<v1::CommitCheckpointResponse> response =
         client_.CommitCheckpoint(request, kCommitTimeout, stop);
+    after_commit.Pass();
     if (response.ok()) return response->checkpoint();
     const absl::Status& status = response.status();
     const std::string reason = ErrorReason(status);

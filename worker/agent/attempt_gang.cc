@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "worker/agent/attempt.h"
@@ -20,6 +21,10 @@
 
 namespace switchyard {
 namespace {
+
+Failpoint before_launch("agent.gang.before_launch", FailpointKind::kEvent);
+Failpoint after_launch("agent.gang.after_launch", FailpointKind::kEvent);
+Failpoint before_end("agent.gang.before_end", FailpointKind::kEvent);
 
 absl::Duration Now() { return RealClock::Get().Monotonic(); }
 
@@ -75,6 +80,7 @@ absl::Status Attempt::LaunchGang() {
                                                    " ranks of an attempt, not ", devices_.size()));
   }
   ASSIGN_OR_RETURN(const LaunchPlan plan, MakePlan());
+  before_launch.Pass();
   absl::StatusOr<std::unique_ptr<ShimGang>> gang =
       ShimGang::Launch(config_.shim_program, folder_, plan);
   if (!gang.ok()) {
@@ -82,6 +88,7 @@ absl::Status Attempt::LaunchGang() {
     return gang.status();
   }
   gang_ = *std::move(gang);
+  after_launch.Pass();
   for (size_t i = 0; i < gang_->num_ranks(); ++i) metrics_.TrainerStarted();
   return absl::OkStatus();
 }
@@ -132,6 +139,7 @@ v1::Finished Attempt::RunGang() {
   }
   FinishCommits();
   AwaitFreeDevices();
+  before_end.Pass();
   return Outcome();
 }
 

@@ -4,10 +4,14 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/failpoint.h"
 #include "base/status_macros.h"
 
 namespace switchyard {
 namespace {
+
+Failpoint before_append("agent.journal.before_append", FailpointKind::kFallible);
+Failpoint after_append("agent.journal.after_append", FailpointKind::kEvent);
 
 constexpr int64_t kCompactBytes = 4 << 20;
 constexpr int64_t kReserveBytes = 1 << 20;
@@ -80,8 +84,11 @@ absl::StatusOr<std::unique_ptr<FileJournal>> FileJournal::Open(const std::string
 }
 
 absl::Status FileJournal::Append(const JournalRecord& record) {
+  RETURN_IF_ERROR(before_append.Check());
   RETURN_IF_ERROR(file_->Append(EncodeJournalRecord(record)));
-  return file_->Sync();
+  RETURN_IF_ERROR(file_->Sync());
+  after_append.Pass();
+  return absl::OkStatus();
 }
 
 }  // namespace switchyard

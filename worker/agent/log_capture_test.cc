@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <string>
 
 #include "base/status_matchers.h"
@@ -56,8 +57,10 @@ class LogCaptureTest : public testing::Test {
 };
 
 TEST_F(LogCaptureTest, KeepsBytesInFileAndSpool) {
-  const std::string path = testing::TempDir() + "/log_capture_test.log";
-  const auto log = Open(path);
+  std::string folder = testing::TempDir() + "/log_capture_test.XXXXXX";
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+  const std::string path = folder + "/log";
+  auto log = Open(path);
   Write(absl::string_view("a\0b\xff", 4));
   log->Drain(1 << 20);
   EXPECT_FALSE(log->at_end());
@@ -68,6 +71,16 @@ TEST_F(LogCaptureTest, KeepsBytesInFileAndSpool) {
   EXPECT_EQ(ReadFile(path).value(), std::string("a\0b\xffmore", 8));
   EXPECT_EQ(Reported(), std::string("a\0b\xffmore", 8));
   EXPECT_EQ(log->tail(), std::string("a\0b\xffmore", 8));
+  EXPECT_EQ(noted_.load(), 8);
+
+  // Another process goes on behind it.
+  log = Open(path);
+  Write("again");
+  write_.Reset();
+  log->Drain(1 << 20);
+  EXPECT_EQ(Reported(), std::string("a\0b\xffmoreagain", 13));
+  EXPECT_EQ(log->ReadAll().value(), "again");
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(LogCaptureTest, FullDiskLosesNoByte) {

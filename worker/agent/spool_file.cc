@@ -9,10 +9,17 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
+#include "base/failpoint.h"
 #include "base/fd.h"
 #include "base/status_macros.h"
 
 namespace switchyard {
+namespace {
+
+Failpoint before_append("agent.spool.before_append", FailpointKind::kFallible);
+Failpoint after_append("agent.spool.after_append", FailpointKind::kEvent);
+
+}  // namespace
 
 std::string FileSpoolStorage::PathOf(int64_t sequence) const {
   return absl::StrFormat("%s/%016d.seg", folder_, sequence);
@@ -49,8 +56,11 @@ absl::Status FileSpoolStorage::Append(int64_t sequence, const std::string& recor
       RETURN_IF_ERROR(SyncFolder(folder_));
     }
   }
+  RETURN_IF_ERROR(before_append.Check());
   RETURN_IF_ERROR(file_->Append(record));
-  return sync ? file_->Sync() : absl::OkStatus();
+  if (sync) RETURN_IF_ERROR(file_->Sync());
+  after_append.Pass();
+  return absl::OkStatus();
 }
 
 void FileSpoolStorage::Release(int64_t sequence) {
