@@ -293,6 +293,7 @@ void Session::ReportPlan() {
   input.ep_size = config_.parallel.ep_size;
   input.dp_replicate_size = config_.parallel.dp_replicate_size;
   input.microbatch_tokens = config_.batch.local_batch_size * train_.file->row_length();
+  input.microbatches = train_.loader->microbatches_per_step();
   input.weight_bytes = config_.model.dtype == TrainDtype::kFloat32 ? 4 : 2;
   input.moment_bytes = config_.optimizer.moment_dtype == TrainDtype::kFloat32 ? 4 : 2;
   input.gradient_bytes = config_.optimizer.gradient_dtype == TrainDtype::kFloat32 ? 4 : 2;

@@ -1,6 +1,7 @@
 #include "worker/trainer/models/memory_plan.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "worker/trainer/models/weight_names.h"
 
@@ -59,6 +60,102 @@ int64_t Activations(const ModelConfig& c, const MemoryPlanInput& in) {
   return total + largest + (in.offload ? 2 * residual : 0);
 }
 
+int64_t ChunkTokens(const ModelConfig& c, const MemoryPlanInput& in) {
+  return std::min(in.microbatch_tokens, in.loss_chunk_tokens > 0
+                                            ? in.loss_chunk_tokens
+                                            : DefaultLossChunkTokens(c, in.on_gpu));
+}
+
+// Bytes on top of weights and optimizer state, from moment to moment of a step on one GPU, where
+// nothing is gathered, a bucket's gradients are allocated when its backward begins, and what a
+// block saved is freed when it is done.
+class GpuStep {
+ public:
+  GpuStep(const ModelConfig& config, const MemoryPlanInput& input)
+      : c_(config), in_(input), residual_(Rows(config.hidden_size)) {}
+
+  // Short-lived tensors of the widest moment.
+  int64_t LargestWorkspace() const {
+    int64_t largest = Head();
+    for (int64_t layer = 0; layer < c_.num_layers; ++layer) {
+      largest = std::max({largest, BlockForward(layer), BlockBackward(layer)});
+    }
+    return largest + kLibraries;
+  }
+
+  int64_t Peak(const std::vector<BucketLayout>& buckets) const {
+    std::vector<int64_t> of_layer(c_.num_layers, 0);
+    int64_t head = 0, all = 0;
+    for (const BucketLayout& bucket : buckets) {
+      const int64_t bytes = bucket.numel * in_.gradient_bytes;
+      all += bytes;
+      if (bucket.layer >= 0) of_layer[bucket.layer] += bytes;
+    }
+    head = buckets.back().numel * in_.gradient_bytes;
+    if (c_.tie_word_embeddings) head += buckets.front().numel * in_.gradient_bytes;
+    // Of the micro-batches before, all gradients are there already.
+    const bool all_there = in_.microbatches != 1;
+
+    int64_t saved = 0, peak = 0;
+    for (int64_t layer = 0; layer < c_.num_layers; ++layer) {
+      // What full recomputation leaves out is not there in the forward either, but for one block.
+      const int64_t lean = Lean(layer);
+      peak = std::max(peak, (all_there ? all : 0) + saved + lean + BlockForward(layer));
+      saved += Kept(layer);
+    }
+    int64_t gradients = all_there ? all : head;
+    peak = std::max(peak, gradients + saved + residual_ + Head());
+    for (int64_t layer = c_.num_layers - 1; layer >= 0; --layer) {
+      if (!all_there) gradients += of_layer[layer];
+      saved -= Kept(layer);
+      const int64_t prefetched = in_.offload && layer > 0 ? residual_ : 0;
+      peak = std::max(
+          peak, gradients + saved + Lean(layer) + prefetched + residual_ + BlockBackward(layer));
+    }
+    return std::max(peak, all + 2 * residual_) + kLibraries;
+  }
+
+ private:
+  // cuBLAS's workspace, partial sums, the allocator's rounding.
+  static constexpr int64_t kLibraries = int64_t{40} << 20;
+  // cuDNN's attention backward, for each token, head and element of a head.
+  static constexpr int64_t kAttentionWorkspace = 12;
+
+  int64_t Rows(int64_t width) const { return in_.microbatch_tokens * in_.weight_bytes * width; }
+  int64_t Lean(int64_t layer) const {
+    return LeanLayerBytes(c_, layer, in_.microbatch_tokens, in_.weight_bytes);
+  }
+  int64_t Kept(int64_t layer) const {
+    if (!in_.full_recompute) return Lean(layer);
+    return BlockInputBytes(c_, layer, in_.microbatch_tokens, in_.weight_bytes) -
+           (in_.offload ? residual_ : 0);
+  }
+  int64_t Head() const {
+    return ChunkTokens(c_, in_) * c_.vocab_size * in_.weight_bytes + 2 * residual_;
+  }
+  int64_t BlockForward(int64_t layer) const {
+    // Experts: the rows, their hidden activation, their results.
+    return c_.IsMoeLayer(layer) ? c_.top_k * Rows(2 * c_.hidden_size + c_.moe_intermediate_size)
+                                : Rows(c_.hidden_size + c_.intermediate_size);
+  }
+  int64_t BlockBackward(int64_t layer) const {
+    const int64_t qkv = (c_.num_heads + 2 * c_.num_kv_heads) * c_.head_dim;
+    const int64_t q = c_.num_heads * c_.head_dim;
+    const int64_t attention =
+        in_.microbatch_tokens * q * kAttentionWorkspace + Rows(qkv + q) + residual_;
+    // Rows, the gradients of gate and up, the hidden activation again; the residual's gradient.
+    const int64_t feed_forward =
+        residual_ + (c_.IsMoeLayer(layer)
+                         ? c_.top_k * Rows(c_.hidden_size + 3 * c_.moe_intermediate_size)
+                         : Rows(c_.hidden_size + 4 * c_.intermediate_size));
+    return std::max(attention, feed_forward);
+  }
+
+  const ModelConfig& c_;
+  const MemoryPlanInput& in_;
+  const int64_t residual_;
+};
+
 // Short-lived tensors of the widest block and of the loss.
 int64_t Workspace(const ModelConfig& c, const MemoryPlanInput& in) {
   const int64_t t = in.microbatch_tokens;
@@ -69,10 +166,8 @@ int64_t Workspace(const ModelConfig& c, const MemoryPlanInput& in) {
   const int64_t dense = t * in.weight_bytes * (2 * c.hidden_size + 4 * c.intermediate_size);
   const int64_t attention =
       t * in.weight_bytes * 2 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim;
-  const int64_t chunk = std::min(
-      t, in.loss_chunk_tokens > 0 ? in.loss_chunk_tokens : DefaultLossChunkTokens(c, in.on_gpu));
-  const int64_t loss =
-      chunk * c.vocab_size * (kFp32Bytes + in.weight_bytes) + t * in.weight_bytes * c.hidden_size;
+  const int64_t loss = ChunkTokens(c, in) * c.vocab_size * (kFp32Bytes + in.weight_bytes) +
+                       t * in.weight_bytes * c.hidden_size;
   return std::max({moe, dense, attention, loss});
 }
 
@@ -94,7 +189,9 @@ MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input) {
   int64_t cut = 0;  // elements of the buckets that are cut over several ranks
   int64_t largest_dense = 0;
   int64_t largest_expert = 0;
-  for (const BucketLayout& bucket : BuildBuckets(config, 0, config.num_experts / input.ep_size)) {
+  const std::vector<BucketLayout> buckets =
+      BuildBuckets(config, 0, config.num_experts / input.ep_size);
+  for (const BucketLayout& bucket : buckets) {
     const bool dense = bucket.kind == BucketKind::kDense;
     const int64_t shards = dense ? dense_shards : expert_shards;
     shard += CeilDiv(bucket.numel, shards);
@@ -115,6 +212,13 @@ MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input) {
   const int64_t gathered =
       input.reshard_after_forward ? std::min(cut, 2 * (largest_dense + largest_expert)) : cut;
   plan.buffers = Workspace(config, input) + gathered * input.weight_bytes;
+  if (input.on_gpu) {
+    const GpuStep step(config, input);
+    plan.buffers = step.LargestWorkspace() + gathered * input.weight_bytes;
+    if (input.world_size == 1) {
+      plan.overlap = plan.gradients + plan.activations + plan.buffers - step.Peak(buckets);
+    }
+  }
   return plan;
 }
 

@@ -56,6 +56,53 @@ TEST(MemoryPlanTest, EightBytesAParameterWithoutMasterAndWithHalfPrecisionEveryw
   EXPECT_EQ(plan.weights + plan.gradients + plan.optimizer, 8 * CountParameters(Small()));
 }
 
+// Qwen3-30B-A3B's shape, cut to some layers.
+ModelConfig Cut(int64_t layers) {
+  ModelConfig c;
+  c.vocab_size = 151936;
+  c.hidden_size = 2048;
+  c.num_layers = layers;
+  c.num_heads = 32;
+  c.num_kv_heads = 4;
+  c.head_dim = 128;
+  c.moe_intermediate_size = 768;
+  c.num_experts = 128;
+  c.top_k = 8;
+  return c;
+}
+
+// Peaks of tensors that an H100 measured (docs/benchmarks.md).
+TEST(MemoryPlanTest, OneGpuNeedsWhatWasMeasuredThere) {
+  struct Case {
+    int64_t layers, rows;
+    bool exact_master, full_recompute, offload;
+    double measured_gib;
+  };
+  const Case cases[] = {{4, 1, false, false, false, 23.26}, {4, 2, false, false, false, 23.65},
+                        {4, 4, false, false, false, 24.64}, {4, 8, false, false, false, 27.87},
+                        {4, 1, true, false, false, 29.06},  {4, 8, true, false, false, 33.67},
+                        {4, 8, false, true, false, 26.62},  {4, 8, false, true, true, 26.62},
+                        {8, 4, false, true, false, 43.21},  {4, 4, true, true, false, 30.44}};
+  for (const Case& c : cases) {
+    MemoryPlanInput input;
+    input.microbatch_tokens = c.rows * 4096;
+    input.microbatches = 1;
+    input.weight_bytes = input.moment_bytes = input.gradient_bytes = 2;
+    input.exact_master = c.exact_master;
+    input.full_recompute = c.full_recompute;
+    input.offload = c.offload;
+    input.on_gpu = true;
+    const double planned =
+        static_cast<double>(PlanMemory(Cut(c.layers), input).total()) / (1 << 30);
+    EXPECT_NEAR(planned / c.measured_gib, 1, 0.01)
+        << c.layers << " layers, " << c.rows << " rows, " << planned << " GiB";
+    input.microbatches = 2;
+    const MemoryPlan several = PlanMemory(Cut(c.layers), input);
+    EXPECT_GE(several.overlap, 0);
+    EXPECT_GE(static_cast<double>(several.total()) / (1 << 30), planned);
+  }
+}
+
 TEST(MemoryPlanTest, ShardsAddUpToTheModel) {
   for (int64_t ep : {1, 2, 4}) {
     MemoryPlanInput input = OneRank();
