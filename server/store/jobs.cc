@@ -154,7 +154,7 @@ absl::StatusOr<JobRecord> Store::CreateJob(const JobRecord& job, const RequestKe
       return absl::OkStatus();
     }
     if (tx.low_space) {
-      return MakeError(absl::StatusCode::kResourceExhausted, "STORAGE_READ_ONLY",
+      return MakeError(absl::StatusCode::kUnavailable, "STORAGE_READ_ONLY",
                        absl::StrCat("create job ", job.id.value(),
                                     ": the disk of the coordinator's state folder is full; jobs "
                                     "that are there go on"));

@@ -163,6 +163,8 @@ absl::Status Store::Read(const std::function<absl::Status(Database&)>& body) {
     idle_readers_.pop_back();
   }
   const absl::Status status = body(*reader);
+  // What cannot be read cannot be trusted to be written either.
+  if (absl::IsDataLoss(status)) writer_->StopForGood(status);
   absl::MutexLock lock(&readers_mu_);
   idle_readers_.push_back(std::move(reader));
   return status;

@@ -118,6 +118,12 @@ void Writer::Serve(const std::deque<Request*>& group) {
   for (Request* request : group) request->result = commit;
 }
 
+void Writer::StopForGood(const absl::Status& status) {
+  SY_LOG(ERROR) << "storage failed, stopping error=" << status.message();
+  if (!options_.on_fatal) ::_exit(70);
+  options_.on_fatal(status);
+}
+
 void Writer::RegainSpace() {
   const absl::Duration now = clock_.Monotonic();
   if (now - filled_ < kFillInterval) return;
@@ -146,10 +152,8 @@ absl::Status Writer::RunGroup(const std::deque<Request*>& group, ChangeSet& chan
   }
   if (absl::IsDataLoss(status)) {
     // Never retried in place: after a failed fsync the page cache no longer tells the truth.
-    SY_LOG(ERROR) << "storage failed, stopping error=" << status.message();
     fatal_ = status;
-    if (!options_.on_fatal) ::_exit(70);
-    options_.on_fatal(status);
+    StopForGood(status);
     return status;
   }
   // A full disk may already have rolled the transaction back, so that this one fails; either way

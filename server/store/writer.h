@@ -25,6 +25,8 @@ class Writer {
   // Blocks until the commit. A failing body is rolled back alone; the others of its group stand.
   absl::Status Write(std::function<absl::Status(Transaction&)> body) ABSL_LOCKS_EXCLUDED(mu_);
   void Subscribe(std::function<void(const ChangeSet&)> listener) ABSL_LOCKS_EXCLUDED(mu_);
+  // An I/O error or damage, of a write or a read: StoreOptions::on_fatal, or exit with 70.
+  void StopForGood(const absl::Status& status);
 
  private:
   struct Request {

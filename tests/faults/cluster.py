@@ -47,14 +47,15 @@ MODEL_CONFIG = {
 
 
 def processes(folder, names):
-    """Process ids whose program is one of `names` in `folder`."""
-    wanted, found = {str(folder / name).encode() for name in names}, []
+    """Process ids of programs of these names that are started from `folder`, or work below it (shims)."""
+    root, found = str(folder).encode() + b"/", []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 with open(f"/proc/{entry}/cmdline", "rb") as file:
-                    if file.read().split(b"\0", 1)[0] in wanted:
-                        found.append(int(entry))
+                    words = file.read().split(b"\0")
+                if words[0].rsplit(b"/", 1)[-1].decode() in names and any(w.startswith(root) for w in words[:2]):
+                    found.append(int(entry))
     return found
 
 
@@ -145,10 +146,10 @@ class Cluster:
         return self.start_agent(name, **options)
 
     def trainers(self):
-        return processes(self.bin, ["switchyard-trainer"])
+        return processes(self.folder, ["switchyard-trainer"])
 
     def shims(self):
-        return processes(self.bin, ["switchyard-shim"])
+        return processes(self.folder, ["switchyard-shim"])
 
     def stop(self):
         for daemon in self.daemons:
@@ -157,7 +158,7 @@ class Cluster:
                 daemon.process.kill()
                 daemon.process.wait()
         for _ in range(3):  # a shim may still be starting one
-            kill(processes(self.bin, [p.name for p in self.bin.iterdir()]))
+            kill(processes(self.folder, [p.name for p in self.bin.iterdir()]))
         if self.channel is not None:
             self.channel.close()
 
