@@ -42,7 +42,7 @@ struct AttentionPlan {
   std::vector<Batch> batches;
 
   // On CUDA. Documents and the longest length are rounded up (attention_buckets.h), so that few
-  // different kernels are planned; documents beyond the last are empty and cost nothing.
+  // different kernels are planned; documents beyond the last are empty and cost 0.7 us each.
   int64_t num_documents = 0;  // that have tokens
   int64_t max_documents = 0;
   int64_t max_length = 0;
