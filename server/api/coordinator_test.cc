@@ -20,6 +20,7 @@
 #include "google/rpc/status.pb.h"
 #include "gtest/gtest.h"
 #include "server/api/convert.h"
+#include "switchyard/v1/admin_service.grpc.pb.h"
 #include "switchyard/v1/agent_link.grpc.pb.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
@@ -668,6 +669,109 @@ TEST_F(CoordinatorTest, AWatchReplaysThenFollowsToTheEnd) {
   int items = 0;
   EXPECT_TRUE(Watch(request, [&](const auto&) { return ++items < 0; }).ok());
   EXPECT_EQ(items, 1) << "a finished job is replayed from the position, then the stream ends";
+}
+
+TEST_F(CoordinatorTest, AWatchGoesOnExactlyAfterItsToken) {
+  FakeAgent agent(server_->agent_listen(), "a", 2);
+  const std::string job = Submit("j");
+  const v1::Assign assign = agent.AwaitAssign();
+  agent.Prepare(job);
+  agent.AwaitStart();
+  agent.Run(job);
+  for (int step = 1; step <= 5; ++step) agent.Step(job, 1, step);
+  EXPECT_TRUE(agent.Commit(assign, 5, true).ok());
+  agent.Finish(job, 1, true);
+  v1::WatchJobRequest request;
+  request.set_name(job);
+  request.set_include_metrics(true);
+  std::vector<std::string> whole;
+  std::vector<std::string> tokens;
+  const auto item = [](const v1::WatchJobResponse& r) {
+    return r.has_event() ? "e" + std::to_string(r.event().sequence())
+                         : "s" + std::to_string(r.metrics().step());
+  };
+  ASSERT_TRUE(Watch(request, [&](const v1::WatchJobResponse& r) {
+                if (r.has_heartbeat()) return false;
+                whole.push_back(item(r));
+                tokens.push_back(r.resume_token());
+                return false;
+              }).ok());
+  ASSERT_GT(whole.size(), 10u);
+  for (size_t cut = 0; cut < tokens.size(); ++cut) {
+    request.set_resume_token(tokens[cut]);
+    std::vector<std::string> joined(whole.begin(), whole.begin() + static_cast<long>(cut) + 1);
+    ASSERT_TRUE(Watch(request, [&](const v1::WatchJobResponse& r) {
+                  joined.push_back(item(r));
+                  return false;
+                }).ok());
+    EXPECT_EQ(joined, whole) << "cut after " << cut;
+  }
+  request.set_resume_token("nonsense");
+  EXPECT_EQ(Watch(request, [](const auto&) { return false; }).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(CoordinatorTest, PausesDrainsAndGoesOnFromTheCheckpoint) {
+  const auto channel = grpc::CreateChannel(server_->listen(), grpc::InsecureChannelCredentials());
+  const auto admin = v1::AdminService::NewStub(channel);
+  FakeAgent agent(server_->agent_listen(), "a", 2);
+  v1::JobSpec spec = MakeSpec(2);
+  spec.mutable_checkpoint()->set_save_optimizer(true);
+  const std::string job = Submit("j", spec);
+  const v1::Assign assign = agent.AwaitAssign();
+  agent.Prepare(job);
+  agent.AwaitStart();
+  agent.Run(job);
+  agent.Step(job, 1, 3);
+  ASSERT_TRUE(agent.Commit(assign, 3, false).ok());
+  {
+    grpc::ClientContext context;
+    v1::PauseJobRequest request;
+    v1::PauseJobResponse response;
+    request.set_name(job);
+    ASSERT_TRUE(jobs_->PauseJob(&context, request, &response).ok());
+    EXPECT_EQ(response.job().state(), v1::Job::STOPPING);
+    EXPECT_EQ(response.job().stop_reason(), v1::STOP_REASON_USER);
+  }
+  agent.Finish(job, 1, false, true);
+  AwaitState(job, v1::Job::PAUSED);
+  {
+    grpc::ClientContext context;
+    v1::CordonNodeRequest request;
+    v1::CordonNodeResponse response;
+    request.set_node("a");
+    request.set_message("fan");
+    ASSERT_TRUE(admin->CordonNode(&context, request, &response).ok());
+    EXPECT_EQ(response.node().scheduling(), v1::Node::CORDONED);
+    EXPECT_EQ(response.node().contact(), v1::Node::REACHABLE);
+  }
+  {
+    grpc::ClientContext context;
+    v1::ConfirmNodeDeadRequest request;
+    v1::ConfirmNodeDeadResponse response;
+    request.set_node("a");
+    EXPECT_EQ(admin->ConfirmNodeDead(&context, request, &response).error_code(),
+              grpc::StatusCode::FAILED_PRECONDITION)
+        << "it is alive";
+  }
+  {
+    grpc::ClientContext context;
+    v1::ResumeJobRequest request;
+    v1::ResumeJobResponse response;
+    request.set_name(job);
+    ASSERT_TRUE(jobs_->ResumeJob(&context, request, &response).ok());
+    EXPECT_EQ(response.job().state(), v1::Job::QUEUED);
+  }
+  {
+    grpc::ClientContext context;
+    v1::ResumeNodeRequest request;
+    v1::ResumeNodeResponse response;
+    request.set_node("a");
+    ASSERT_TRUE(admin->ResumeNode(&context, request, &response).ok());
+  }
+  const v1::Assign again = agent.AwaitAssign();
+  EXPECT_EQ(again.attempt(), 2);
+  EXPECT_THAT(again.resume_from(), HasSubstr("step-3"));
 }
 
 TEST_F(CoordinatorTest, ManyIdleWatchersNeedNoThreadsEach) {

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "server/api/convert.h"
+#include "server/api/resume_token.h"
 
 namespace switchyard {
 namespace {
@@ -105,20 +106,27 @@ class Watch final : public OutStream<v1::WatchJobResponse> {
  public:
   Watch(const ServiceContext& context, grpc::CallbackServerContext* call,
         const v1::WatchJobRequest& request)
-      : OutStream(context, call, "WatchJob"), with_steps_(request.include_metrics()) {
+      : OutStream(context, call, "WatchJob"),
+        with_steps_(request.include_metrics()),
+        token_(request.resume_token()) {
     position_.event = request.after_sequence();
     position_.replay_after_step = request.after_step();
   }
 
  private:
   absl::StatusOr<Next> Fill(absl::Duration now) override {
-    if (!started_) {
-      ASSIGN_OR_RETURN(const StepRecord newest, context_.store.LatestStep(job_));
-      position_.replay_until_id = newest.id;
-      started_ = true;
-    }
     // The job first: if it is final now, what is read below is all there will ever be.
     ASSIGN_OR_RETURN(const JobRecord job, context_.store.GetJob(job_));
+    if (!started_) {
+      if (token_.empty()) {
+        ASSIGN_OR_RETURN(const StepRecord newest, context_.store.LatestStep(job_));
+        position_.replay_until_id = newest.id;
+      } else {
+        ASSIGN_OR_RETURN(position_,
+                         ParseResumeToken(token_, context_.store.database_uuid(), job.uid));
+      }
+      started_ = true;
+    }
     // A batch is read when the one before is sent whole. To merge, both must be at hand, and as of
     // one moment; a step that arrives while events are still buffered comes after them.
     const int max_events = events_.empty() ? kBatch : 0;
@@ -133,22 +141,29 @@ class Watch final : public OutStream<v1::WatchJobResponse> {
       ASSIGN_OR_RETURN(*response_.mutable_metrics(), StepMetricsOf(steps_.front()));
       position_.step_id = steps_.front().id;
       steps_.pop_front();
-      return Next::kMessage;
+      return Send(job);
     }
     if (!events_.empty()) {
       *response_.mutable_event() = ToProto(events_.front());
       ASSIGN_OR_RETURN(*response_.mutable_job(), ShowJob(context_.store, job));
       position_.event = events_.front().job_seq;
       events_.pop_front();
-      return Next::kMessage;
+      return Send(job);
     }
     if (IsFinal(job.state)) return Next::kEnd;
     if (now - last_write_ < context_.config.watch_heartbeat) return Next::kWait;
     *response_.mutable_heartbeat() = ToProto(context_.clock.Now());
+    return Send(job);
+  }
+
+  // With a token for what comes after this message.
+  Next Send(const JobRecord& job) {
+    response_.set_resume_token(MakeResumeToken(context_.store.database_uuid(), job.uid, position_));
     return Next::kMessage;
   }
 
   const bool with_steps_;
+  const std::string token_;
   bool started_ = false;
   HistoryPosition position_;        // of what was sent last
   std::deque<EventRecord> events_;  // at most kBatch

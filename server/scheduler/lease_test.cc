@@ -122,5 +122,17 @@ TEST_F(LeaseTest, ASilentNodeBecomesUnreachableLongBeforeItIsLost) {
   EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
 }
 
+TEST_F(LeaseTest, OnlyASilentNodeCanBeDropped) {
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
+  clock_.Advance(config_.suspicion() - absl::Seconds(1));
+  const absl::Status alive = leases_.DropSilent(first_.node);
+  EXPECT_THAT(alive, StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_EQ(GetErrorDetails(alive).reason, "NODE_ALIVE");
+  clock_.Advance(absl::Seconds(1));
+  EXPECT_THAT(leases_.DropSilent(first_.node), IsOk());
+  EXPECT_THAT(leases_.Renew(first_), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(leases_.DropSilent(first_.node), IsOk()) << "nothing to drop is fine";
+}
+
 }  // namespace
 }  // namespace switchyard
