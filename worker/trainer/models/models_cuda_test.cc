@@ -23,6 +23,7 @@
 namespace switchyard {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
 
@@ -175,58 +176,60 @@ TEST_P(ModelsCudaCaseTest, HalfPrecisionIsAsGoodAsOnTheCpu) {
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, ModelsCudaCaseTest,
-    testing::Values(
-        Case{"AllExperts",  // no near tie can go the other way
-             [](ModelConfig& c, DecoderOptions&) { c.top_k = c.num_experts; }},
-        Case{"Routed", [](ModelConfig&, DecoderOptions&) {}},
-        Case{"HfAux",
-             [](ModelConfig& c, DecoderOptions& o) {
-               c.top_k = c.num_experts;
-               c.norm_topk_prob = false;
-               o.aux_loss = AuxLoss::kHf;
-             }},
-        Case{"MegatronAux",
-             [](ModelConfig& c, DecoderOptions& o) {
-               c.top_k = c.num_experts;
-               o.aux_loss = AuxLoss::kMegatron;
-             }},
-        Case{"RouterInSinglePrecision",
-             [](ModelConfig& c, DecoderOptions& o) {
-               c.top_k = c.num_experts;
-               o.router_fp32 = true;
-             }},
-        Case{"BiasAndTied",
-             [](ModelConfig& c, DecoderOptions&) {
-               c.top_k = c.num_experts;
-               c.attention_bias = true;
-               c.tie_word_embeddings = true;
-               c.pad_token_id = 3;
-             }},
-        Case{"WindowAndYarn",
-             [](ModelConfig& c, DecoderOptions&) {
-               c.top_k = c.num_experts;
-               c.sliding_window = 16;
-               c.max_window_layers = 1;
-               c.rope.type = RopeType::kYarn;
-               c.rope.factor = 4;
-               c.rope.original_max_position_embeddings = 64;
-             }},
-        Case{"WideHeads",
-             [](ModelConfig& c, DecoderOptions&) {
-               c.top_k = c.num_experts;
-               c.head_dim = 128;
-             }},
-        Case{"ComposedRope",  // no kernel for such heads
-             [](ModelConfig& c, DecoderOptions&) {
-               c.top_k = c.num_experts;
-               c.head_dim = 32;
-             }},
-        Case{"ComposedHead",  // nor for such a vocabulary
-             [](ModelConfig& c, DecoderOptions&) {
-               c.top_k = c.num_experts;
-               c.vocab_size = 501;
-             }},
-        Case{"OneToken", [](ModelConfig& c, DecoderOptions&) { c.top_k = c.num_experts; }, {1}}),
+    testing::Values(Case{"AllExperts",  // no near tie can go the other way
+                         [](ModelConfig& c, DecoderOptions&) { c.top_k = c.num_experts; }},
+                    Case{"Routed", [](ModelConfig&, DecoderOptions&) {}},
+                    Case{"HfAux",
+                         [](ModelConfig& c, DecoderOptions& o) {
+                           c.top_k = c.num_experts;
+                           c.norm_topk_prob = false;
+                           o.aux_loss = AuxLoss::kHf;
+                         }},
+                    Case{"MegatronAux",
+                         [](ModelConfig& c, DecoderOptions& o) {
+                           c.top_k = c.num_experts;
+                           o.aux_loss = AuxLoss::kMegatron;
+                         }},
+                    Case{"RouterInSinglePrecision",
+                         [](ModelConfig& c, DecoderOptions& o) {
+                           c.top_k = c.num_experts;
+                           o.router_fp32 = true;
+                         }},
+                    Case{"BiasAndTied",
+                         [](ModelConfig& c, DecoderOptions&) {
+                           c.top_k = c.num_experts;
+                           c.attention_bias = true;
+                           c.tie_word_embeddings = true;
+                           c.pad_token_id = 3;
+                         }},
+                    Case{"WindowAndYarn",
+                         [](ModelConfig& c, DecoderOptions&) {
+                           c.top_k = c.num_experts;
+                           c.sliding_window = 16;
+                           c.max_window_layers = 1;
+                           c.rope.type = RopeType::kYarn;
+                           c.rope.factor = 4;
+                           c.rope.original_max_position_embeddings = 64;
+                         }},
+                    Case{"WideHeads",
+                         [](ModelConfig& c, DecoderOptions&) {
+                           c.top_k = c.num_experts;
+                           c.head_dim = 128;
+                         }},
+                    Case{"ComposedRope",  // no kernel for such heads
+                         [](ModelConfig& c, DecoderOptions&) {
+                           c.top_k = c.num_experts;
+                           c.head_dim = 32;
+                         }},
+                    Case{"ComposedHead",  // nor for such a vocabulary
+                         [](ModelConfig& c, DecoderOptions&) {
+                           c.top_k = c.num_experts;
+                           c.vocab_size = 501;
+                         }},
+                    Case{
+                        "TwoTokens",  // fewer than any tile; one alone has no gradient by its score
+                        [](ModelConfig& c, DecoderOptions&) { c.top_k = c.num_experts; },
+                        {2}}),
     [](const auto& info) { return info.param.name; });
 
 DecoderOptions Memory(ActivationMemory memory) {
@@ -350,8 +353,9 @@ TEST_F(ModelsCudaTest, SaysWhichSizesItCannotServe) {
   ModelConfig config = KernelConfig();
   config.moe_intermediate_size = 100;
   Model model(config, {}, at::kBFloat16, at::kCUDA);
-  EXPECT_THAT([&] { model.decoder.Evaluate(DrawBatch(1, {8}, config.vocab_size)); },
-              ThrowsMessage<c10::Error>(HasSubstr("must be multiples of 8")));
+  EXPECT_THAT(
+      [&] { model.decoder.Evaluate(DrawBatch(1, {8}, config.vocab_size)); },
+      ThrowsMessage<c10::Error>(AllOf(HasSubstr("must be multiples of 8"), HasSubstr("ffn 100"))));
 }
 
 }  // namespace

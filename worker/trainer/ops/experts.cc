@@ -21,7 +21,8 @@ std::vector<int64_t> Rows(const at::Tensor& x_NI, const at::Tensor& offsets_E1) 
 ExpertsUp ExpertsUpForward(const at::Tensor& x_NH, const at::Tensor& gate_up_E2FH,
                            const at::Tensor& weights_N, const at::Tensor& offsets_E1) {
 #if defined(SY_CUDA)
-  if (on_cuda::ServesExperts(x_NH, gate_up_E2FH)) {
+  if (on_cuda::ServesExperts(x_NH, gate_up_E2FH.size(0), gate_up_E2FH.size(2),
+                             gate_up_E2FH.size(1) / 2)) {
     return on_cuda::ExpertsUpForward(x_NH, gate_up_E2FH, weights_N, offsets_E1);
   }
 #endif
@@ -34,7 +35,7 @@ ExpertsUp ExpertsUpForward(const at::Tensor& x_NH, const at::Tensor& gate_up_E2F
 at::Tensor ExpertsDownForward(const at::Tensor& h_NF, const at::Tensor& down_EHF,
                               const at::Tensor& offsets_E1) {
 #if defined(SY_CUDA)
-  if (on_cuda::ServesExperts(h_NF, down_EHF)) {
+  if (on_cuda::ServesExperts(h_NF, down_EHF.size(0), down_EHF.size(1), down_EHF.size(2))) {
     return on_cuda::ExpertsDownForward(h_NF, down_EHF, offsets_E1);
   }
 #endif
@@ -45,7 +46,7 @@ ExpertsDownGradients ExpertsDownBackward(const at::Tensor& dy_NH, const at::Tens
                                          const at::Tensor& down_EHF, const at::Tensor& weights_N,
                                          const at::Tensor& offsets_E1) {
 #if defined(SY_CUDA)
-  if (on_cuda::ServesExperts(dy_NH, down_EHF)) {
+  if (on_cuda::ServesExperts(dy_NH, down_EHF.size(0), down_EHF.size(1), down_EHF.size(2))) {
     return on_cuda::ExpertsDownBackward(dy_NH, z_N2F, down_EHF, weights_N, offsets_E1);
   }
 #endif
@@ -61,7 +62,8 @@ ExpertsDownGradients ExpertsDownBackward(const at::Tensor& dy_NH, const at::Tens
 at::Tensor ExpertsUpBackward(const at::Tensor& dz_N2F, const at::Tensor& gate_up_E2FH,
                              const at::Tensor& offsets_E1) {
 #if defined(SY_CUDA)
-  if (on_cuda::ServesExperts(dz_N2F, gate_up_E2FH)) {
+  if (on_cuda::ServesExperts(dz_N2F, gate_up_E2FH.size(0), gate_up_E2FH.size(2),
+                             gate_up_E2FH.size(1) / 2)) {
     return on_cuda::ExpertsUpBackward(dz_N2F, gate_up_E2FH, offsets_E1);
   }
 #endif
@@ -71,7 +73,8 @@ at::Tensor ExpertsUpBackward(const at::Tensor& dz_N2F, const at::Tensor& gate_up
 void ExpertsBackwardWeight(const at::Tensor& dy_NO, const at::Tensor& x_NI,
                            const at::Tensor& offsets_E1, at::Tensor dweight_EOI, bool accumulate) {
 #if defined(SY_CUDA)
-  if (on_cuda::ServesExperts(dy_NO, dweight_EOI)) {
+  if (on_cuda::ServesExperts(dy_NO, dweight_EOI.size(0), dweight_EOI.size(1),
+                             dweight_EOI.size(2))) {
     return on_cuda::ExpertsBackwardWeight(dy_NO, x_NI, offsets_E1, dweight_EOI, accumulate);
   }
 #endif

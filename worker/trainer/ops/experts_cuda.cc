@@ -12,12 +12,13 @@ int Dim(const at::Tensor& tensor, int64_t dim) { return static_cast<int>(tensor.
 
 }  // namespace
 
-bool ServesExperts(const at::Tensor& x_NI, const at::Tensor& weight_EOI) {
+bool ServesExperts(const at::Tensor& x_NI, int64_t experts, int64_t hidden, int64_t ffn) {
   if (!HasKernels(x_NI)) return false;
-  TORCH_CHECK(weight_EOI.size(0) <= 512 && weight_EOI.size(1) % 8 == 0 &&
-                  weight_EOI.size(2) % 8 == 0 && x_NI.is_contiguous() && weight_EOI.is_contiguous(),
+  TORCH_CHECK(experts <= 512 && hidden % 8 == 0 && ffn % 8 == 0,
               "experts: in bf16 on a GPU hidden and ffn sizes must be multiples of 8, experts at ",
-              "most 512; weights are ", weight_EOI.sizes());
+              "most 512; got hidden ", hidden, ", ffn ", ffn, ", experts ", experts);
+  TORCH_CHECK(x_NI.is_contiguous(), "bug: experts: rows ", x_NI.sizes(), " with strides ",
+              x_NI.strides());
   return true;
 }
 

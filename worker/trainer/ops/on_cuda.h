@@ -46,7 +46,8 @@ at::Tensor UnpermuteSum(const at::Tensor& rows_NH, const at::Tensor& residual_TH
                         const Permutation& permutation, const at::Tensor& scalars_PN,
                         at::Tensor* scalars_TK);
 
-bool ServesExperts(const at::Tensor& x_NH, const at::Tensor& weight_EOI);
+// Errors: sizes that the kernels do not take; nothing else computes them without the host.
+bool ServesExperts(const at::Tensor& x_NI, int64_t experts, int64_t hidden, int64_t ffn);
 ExpertsUp ExpertsUpForward(const at::Tensor& x_NH, const at::Tensor& gate_up_E2FH,
                            const at::Tensor& weights_N, const at::Tensor& offsets_E1);
 at::Tensor ExpertsDownForward(const at::Tensor& h_NF, const at::Tensor& down_EHF,
