@@ -162,7 +162,6 @@ ShimGang::~ShimGang() {
     Kill();
     Pause();
   }
-  RemoveCgroup(plan_.cgroup);
 }
 
 bool ShimGang::TakeLock() {
@@ -238,7 +237,11 @@ bool ShimGang::Gone() {
   }
   if (!TakeLock()) return false;
   const Containment containment{plan_.scope, plan_.cgroup};
-  if (IsEmpty(containment)) return true;
+  if (IsEmpty(containment)) {
+    // Now, not when the gang is destroyed: an agent killed in between would leave the folder.
+    RemoveCgroup(plan_.cgroup);
+    return true;
+  }
   KillAll(containment);
   return false;
 }
