@@ -23,9 +23,9 @@ at::Tensor LinearForward(const at::Tensor& x_RI, const at::Tensor& weight_OI,
 at::Tensor LinearBackwardInput(const at::Tensor& dy_RO, const at::Tensor& weight_OI);
 // dweight (+)= dy^T x.
 void LinearBackwardWeight(const at::Tensor& dy_RO, const at::Tensor& x_RI, at::Tensor dweight_OI,
-                          bool accumulate = true);
+                          bool accumulate);
 // dbias (+)= sum of dy over rows. Does nothing when `dbias` is undefined.
-void LinearBackwardBias(const at::Tensor& dy_RO, at::Tensor dbias_O, bool accumulate = true);
+void LinearBackwardBias(const at::Tensor& dy_RO, at::Tensor dbias_O, bool accumulate);
 
 // The same over groups: the first rows_per_group[0] rows meet weight_GOI[0], and so on. Groups
 // without rows are skipped; rows_per_group sums to R (checked). The gradient of a group without
@@ -36,7 +36,7 @@ at::Tensor GroupedLinearBackwardInput(const at::Tensor& dy_RO, const at::Tensor&
                                       const std::vector<int64_t>& rows_per_group);
 void GroupedLinearBackwardWeight(const at::Tensor& dy_RO, const at::Tensor& x_RI,
                                  const std::vector<int64_t>& rows_per_group, at::Tensor dweight_GOI,
-                                 bool accumulate = true);
+                                 bool accumulate);
 
 }  // namespace switchyard::ops
 

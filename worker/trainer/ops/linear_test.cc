@@ -29,11 +29,11 @@ TEST(LinearTest, WeightGradientsAreAddedInSinglePrecision) {
   at::manual_seed(6);
   const at::Tensor dy = Draw({300, 3}).to(at::kBFloat16), x = Draw({300, 4}).to(at::kBFloat16);
   at::Tensor dw = at::full({3, 4}, 2.0f);
-  LinearBackwardWeight(dy, x, dw);
+  LinearBackwardWeight(dy, x, dw, /*accumulate=*/true);
   const at::Tensor want = 2 + at::mm(dy.to(at::kDouble).t(), x.to(at::kDouble));
   EXPECT_LE(Error(dw, want), 1e-4);  // one rounding of the result to bf16 would be off by 0.1
   at::Tensor db = at::full({3}, 2.0f);
-  LinearBackwardBias(dy, db);
+  LinearBackwardBias(dy, db, /*accumulate=*/true);
   EXPECT_LE(Error(db, 2 + dy.to(at::kDouble).sum(0)), 1e-4);
 }
 
@@ -46,7 +46,7 @@ TEST(GroupedLinearTest, EqualsOneLinearPerGroup) {
     at::Tensor dw = at::zeros_like(w);
     const at::Tensor y = GroupedLinearForward(x, w, rows);
     const at::Tensor dx = GroupedLinearBackwardInput(dy, w, rows);
-    GroupedLinearBackwardWeight(dy, x, rows, dw);
+    GroupedLinearBackwardWeight(dy, x, rows, dw, /*accumulate=*/true);
     int64_t begin = 0;
     for (int64_t g = 0; g < 3; ++g) {
       const at::Tensor xg = x.narrow(0, begin, rows[g]), dyg = dy.narrow(0, begin, rows[g]);
@@ -112,7 +112,8 @@ TEST(LinearTest, SinglePrecisionGradientsMeetBfloat16Buffers) {
 TEST(LinearTest, RefusesBuffersThatDoNotFit) {
   EXPECT_THAT(
       [] {
-        LinearBackwardWeight(at::ones({2, 3}), at::ones({2, 4}), at::zeros({4, 3}));
+        LinearBackwardWeight(at::ones({2, 3}), at::ones({2, 4}), at::zeros({4, 3}),
+                             /*accumulate=*/true);
       },
       ThrowsMessage<c10::Error>(HasSubstr("do not fit")));
 }
