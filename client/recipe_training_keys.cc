@@ -260,7 +260,8 @@ void ParallelKeys(std::vector<RecipeKey>& keys) {
        {"distributed.sequence_parallel", T::kBool, kIgnored,
         "without tensor parallelism it does nothing"},
        {"distributed.activation_checkpointing", T::kString, kUsed,
-        "true or full: everything is recomputed; false or selective: what is cheap to recompute is",
+        "true or full: everything is recomputed; false or selective: what is cheap to recompute "
+        "is; offload: as full, with the layers' inputs in host memory (own value, GPUs only)",
         [](Setting& s) {
           const std::optional<bool> flag = AsBool(s.node);
           if (s.text == "full" || flag == true) {
@@ -268,9 +269,11 @@ void ParallelKeys(std::vector<RecipeKey>& keys) {
                 v1::ACTIVATION_MEMORY_FULL_RECOMPUTE);
           } else if (s.text == "selective" || flag == false) {
             s.draft.spec.mutable_model()->set_activation_memory(v1::ACTIVATION_MEMORY_LEAN);
+          } else if (s.text == "offload") {
+            s.draft.spec.mutable_model()->set_activation_memory(v1::ACTIVATION_MEMORY_OFFLOAD);
           } else {
-            s.Refuse(
-                absl::StrCat("expected true, false, full or selective, found ", Describe(s.node)));
+            s.Refuse(absl::StrCat("expected true, false, full, selective or offload, found ",
+                                  Describe(s.node)));
           }
         }},
        {"distributed.activation_checkpointing_scope", T::kAny, kIgnored,

@@ -90,9 +90,16 @@ MemoryPlan MemoryOf(const v1::JobSpec& spec, const ModelConfig& model) {
   const int64_t row =
       packed && data.pack_length() > 0 ? data.pack_length() : int64_t{data.seq_length()};
   in.microbatch_tokens = spec.batch().local_batch_size() * row;
+  const int64_t rows_at_once = int64_t{spec.batch().local_batch_size()} * in.world_size;
+  if (rows_at_once > 0) in.microbatches = spec.batch().global_batch_size() / rows_at_once;
   in.weight_bytes = spec.model().dtype() == "bfloat16" ? 2 : 4;
   in.moment_bytes = spec.optimizer().moment_dtype() == "bfloat16" ? 2 : 4;
-  in.full_recompute = spec.model().activation_memory() == v1::ACTIVATION_MEMORY_FULL_RECOMPUTE;
+  in.gradient_bytes = spec.optimizer().gradient_dtype() == "bfloat16" ? 2 : 4;
+  in.exact_master = !spec.optimizer().has_exact_master() || spec.optimizer().exact_master();
+  in.offload = spec.model().activation_memory() == v1::ACTIVATION_MEMORY_OFFLOAD;
+  in.full_recompute =
+      in.offload || spec.model().activation_memory() == v1::ACTIVATION_MEMORY_FULL_RECOMPUTE;
+  in.on_gpu = !spec.parallel().cpu_only();
   in.reshard_after_forward = spec.parallel().reshard_after_forward();
   in.loss_chunk_tokens = spec.model().loss_chunk_tokens();
   return PlanMemory(model, in);

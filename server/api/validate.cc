@@ -39,7 +39,7 @@ class Faults {
   std::vector<FieldViolation> out_;
 };
 
-void CheckModel(const v1::ModelSpec& model, Faults& faults) {
+void CheckModel(const v1::ModelSpec& model, bool cpu_only, Faults& faults) {
   if (!absl::StartsWith(model.path(), "/")) {
     faults.Add("model.path", "is '", model.path(), "', must be an absolute path on the nodes");
   }
@@ -47,10 +47,11 @@ void CheckModel(const v1::ModelSpec& model, Faults& faults) {
   faults.Known("model.aux_loss", model.aux_loss(), v1::AuxLoss_IsValid);
   if (model.has_aux_loss_coef()) faults.NotNegative("model.aux_loss_coef", model.aux_loss_coef());
   faults.Known("model.activation_memory", model.activation_memory(), v1::ActivationMemory_IsValid);
-  if (model.activation_memory() == v1::ACTIVATION_MEMORY_OFFLOAD) {
-    faults.Add("model.activation_memory",
-               "offload moves activations between device and host and is not available on CPU "
-               "ranks, nor on GPUs in this version; use lean or full_recompute");
+  if (model.activation_memory() == v1::ACTIVATION_MEMORY_OFFLOAD && cpu_only) {
+    faults.Add(
+        "model.activation_memory",
+        "offload moves activations from a GPU to the host and is not available on CPU ranks; "
+        "use lean or full_recompute");
   }
   faults.AtLeast("model.loss_chunk_tokens", model.loss_chunk_tokens(), 0);
 }
@@ -118,6 +119,9 @@ void CheckOptimizer(const v1::OptimizerSpec& optimizer, Faults& faults) {
   faults.NotNegative("optimizer.weight_decay", optimizer.weight_decay());
   faults.NotNegative("optimizer.max_grad_norm", optimizer.max_grad_norm());
   faults.OneOf("optimizer.moment_dtype", optimizer.moment_dtype(), "float32", "bfloat16");
+  if (!optimizer.gradient_dtype().empty()) {
+    faults.OneOf("optimizer.gradient_dtype", optimizer.gradient_dtype(), "float32", "bfloat16");
+  }
   faults.AtLeast("optimizer.max_nonfinite_steps", optimizer.max_nonfinite_steps(), 0);
 }
 
@@ -162,7 +166,7 @@ void CheckParallel(const v1::ParallelSpec& parallel, Faults& faults) {
 SpecCheck CheckSpec(const v1::JobSpec& spec) {
   SpecCheck check;
   Faults faults;
-  CheckModel(spec.model(), faults);
+  CheckModel(spec.model(), spec.parallel().cpu_only(), faults);
   CheckData(spec.data(), faults);
   CheckBatch(spec.batch(), spec.parallel().num_ranks(), faults);
   CheckOptimizer(spec.optimizer(), faults);
