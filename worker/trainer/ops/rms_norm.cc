@@ -40,8 +40,9 @@ RmsNormOutput AddRmsNormForward(at::Tensor x_RD, const at::Tensor& residual_RD,
 }
 
 at::Tensor RmsNormBackward(const at::Tensor& dy_RD, const at::Tensor& x_RD,
-                           const at::Tensor& inverse_rms_R, const at::Tensor& weight_D, double eps,
-                           const at::Tensor& dresidual_RD, at::Tensor dweight_D, bool accumulate) {
+                           [[maybe_unused]] const at::Tensor& inverse_rms_R,
+                           const at::Tensor& weight_D, double eps, const at::Tensor& dresidual_RD,
+                           at::Tensor dweight_D, bool accumulate) {
   Check(x_RD, weight_D);
 #if defined(SY_CUDA)
   if (on_cuda::ServesRmsNorm(x_RD)) {
