@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <optional>
+#include <utility>
 
 #if defined(SY_CUDA)
 #include <ATen/cuda/CUDAEvent.h>
