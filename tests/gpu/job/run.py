@@ -41,6 +41,13 @@ class Failure(Exception):
     pass
 
 
+class Table:
+    """Prints each row as it is known."""
+
+    def append(self, row):
+        print(f"{row[0]:40} {row[1]}", flush=True)
+
+
 def check(condition, what):
     if not condition:
         raise Failure(what)
@@ -60,10 +67,15 @@ def make_work(folder, data, model):
     return {"train": train, "validation": validation, "model": folder / "model"}
 
 
+def period(steps):
+    """Between checkpoints: two on the way, the second a few steps before the end."""
+    return (steps - 4) // 2
+
+
 def write_recipe(path, work, steps, dtype="bfloat16", **changes):
     value = workload.recipe(
-        work, step_scheduler={"global_batch_size": 16, "local_batch_size": 8, "max_steps": steps,
-                              "ckpt_every_steps": steps // 3, "val_every_steps": steps // 3},
+        work, step_scheduler={"global_batch_size": 8, "local_batch_size": 4, "max_steps": steps,
+                              "ckpt_every_steps": period(steps), "val_every_steps": period(steps)},
         model={"torch_dtype": dtype}, distributed={"ep_size": 1},
         optimizer={"lr": 0.001, "exp_avg_dtype": dtype, "exp_avg_sq_dtype": dtype},
         dataset={"seq_length": ROW}, validation_dataset={"seq_length": ROW},
@@ -91,7 +103,7 @@ def watch_metrics(made, job, until_step):
         for name, daemon in (("coordinator", made.coordinator), ("agent", made.agents[0])):
             for metric, value in read_metrics(daemon, job).items():
                 seen[name][metric] = max(value, seen[name].get(metric, 0))
-        return seen["coordinator"].get("step", 0) >= until_step or made.state(job) in ("FAILED", "SUCCEEDED")
+        return seen["coordinator"].get("step", 0) >= until_step
     cluster.wait_until(f"{job} to reach step {until_step}", reached, 90, 0.1)
     return seen
 
@@ -146,8 +158,8 @@ def run(made, work, steps, table, cpu):
     path = write_recipe(made.folder / "gpu.yaml", work, steps, dtype)
     begin = time.monotonic()
     made.cli("submit", path, "--name", "gpu", check=0)
-    third = steps // 3
-    watch_metrics(made, "gpu", third + 3)
+    half = period(steps)
+    watch_metrics(made, "gpu", half + 3)
     pids = trainers(made)
     check(len(pids) == 1, f"one trainer expected, found {pids}: {made.job('gpu')}")
     configs = list((gpu_agent.folder / "agent-node0.state/attempts").rglob("*.json"))
@@ -155,7 +167,7 @@ def run(made, work, steps, table, cpu):
     table.append(("device of the rank", ", ".join(sorted(devices)) or "?"))
     os.kill(pids[0], signal.SIGKILL)
     check(devices == {device_name}, f"the rank ran on {devices}")
-    table.append(("SIGKILL at step", f"about {third + 3} of {steps}"))
+    table.append(("SIGKILL at step", f"about {half + 3} of {steps}"))
     seen = watch_metrics(made, "gpu", steps)
     state = made.wait_state("gpu", "SUCCEEDED", "FAILED")
     job = made.job("gpu").get("job", made.job("gpu"))
@@ -175,7 +187,7 @@ def run(made, work, steps, table, cpu):
     table.append(("validation loss: trainer, Transformers", f"{ours:.5f} {theirs:.5f}"))
     check(abs(ours - theirs) < 0.01 * theirs, f"validation loss {ours}, Transformers' {theirs}")
 
-    start = checkpoints(made, "gpu")[2 * third]
+    start = checkpoints(made, "gpu")[2 * half]
     made.start_agent("cpunode", 1)
     for name, resources in (("again", {"num_ranks": 1}),
                             ("cpu", {"num_ranks": 1, "cpu_only": True, "threads_per_rank": 4})):
@@ -184,7 +196,7 @@ def run(made, work, steps, table, cpu):
         begin = time.monotonic()
         made.cli("submit", path, "--name", name, "--watch", check=0)
         resumed = validation_loss(made, name, steps)
-        table.append((f"step {2 * third} resumed: {name}", f"validation loss {resumed:.5f}, "
+        table.append((f"step {2 * half} resumed: {name}", f"validation loss {resumed:.5f}, "
                       f"{time.monotonic() - begin:.1f} s"))
         check(abs(resumed - ours) < 0.01 * ours, f"{name}: {resumed}, whole run {ours}")
     for log in gpu_agent.folder.rglob("rank-0.stderr"):
@@ -201,13 +213,13 @@ def has_gpu():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--steps", type=int, default=84)
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
     if not arguments.cpu and not has_gpu():
         print("no GPU here")
         return 77
-    table, fault = [], None
+    table, fault = Table(), None
     with cluster.cluster(cpu_ranks=(1 if arguments.cpu else None,), coordinator_flags=["--retry-backoff", "500ms"]) as made:
         try:
             model = SMALL_MODEL if arguments.cpu else MODEL
@@ -218,8 +230,6 @@ def main():
                 print(f"--- {daemon.name}\n{daemon.tail(15)}")
             for log in made.folder.rglob("rank-0.stderr"):
                 print(f"--- {log}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]))
-    for name, value in table:
-        print(f"{name:40} {value}")
     print(f"FAILED: {fault}" if fault else "OK")
     return 1 if fault else 0
 
