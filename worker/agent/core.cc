@@ -119,10 +119,7 @@ std::vector<JournalRecord> AgentMemory::Records() const {
 AgentCore::AgentCore(AgentCoreOptions options, AgentJournal& journal, const AgentMemory& memory,
                      const std::set<AttemptId>& finished)
     : options_(std::move(options)), journal_(journal), highest_attempt_(memory.highest_attempt) {
-  if (options_.deadline > absl::ZeroDuration()) {
-    kill_time_ = options_.deadline;
-    has_lease_ = true;
-  }
+  if (options_.deadline > absl::ZeroDuration()) kill_time_ = options_.deadline;
   for (const auto& [id, remembered] : memory.attempts) {
     Attempt& attempt = attempts_[id];
     attempt.assign = remembered.assign;
@@ -203,7 +200,6 @@ absl::Status AgentCore::CheckEpoch(int64_t epoch) {
 
 void AgentCore::ExtendLease(absl::Duration sent, AgentActions& actions) {
   lease_start_ = sent;
-  has_lease_ = true;
   const absl::Duration end = lease_start_ + lease_ttl_;
   kill_time_ = end - KillBudget(lease_ttl_);
   actions.push_back(MoveDeadline{end - KillBudget(lease_ttl_) / 2});
@@ -226,6 +222,7 @@ absl::StatusOr<AgentActions> AgentCore::OnRegistered(const v1::RegisterResponse&
   }
   if (response.has_lease_ttl()) lease_ttl_ = FromProto(response.lease_ttl());
   ExtendLease(sent, actions);
+  is_registered_ = true;
   last_ack_ = now;
   sent_heartbeats_.clear();
   last_heartbeat_ = 0;
@@ -233,7 +230,7 @@ absl::StatusOr<AgentActions> AgentCore::OnRegistered(const v1::RegisterResponse&
   std::vector<AttemptId> stale;
   for (const v1::AttemptRef& ref : response.stale_attempts()) stale.push_back(IdOf(ref));
   for (AgentAction& action : OnStale(stale)) actions.push_back(std::move(action));
-  for (auto& [id, attempt] : attempts_) {  // those that waited for a lease
+  for (auto& [id, attempt] : attempts_) {  // those that waited for this
     if (attempt.phase != Phase::kPrepared || !attempt.start.has_value() || attempt.killed) continue;
     attempt.phase = Phase::kStarted;
     actions.push_back(LaunchGang{id});
@@ -281,6 +278,11 @@ bool AgentCore::IsNew(const AttemptId& id) const {
   return it == highest_attempt_.end() || id.number > it->second;
 }
 
+bool AgentCore::IsOvertaken(const AttemptId& id) const {
+  const auto it = highest_attempt_.find(id.job);
+  return it != highest_attempt_.end() && id.number < it->second;
+}
+
 absl::Status AgentCore::Remember(JournalRecord record) {
   int32_t& highest = highest_attempt_[record.attempt.job];
   highest = std::max(highest, record.attempt.number);
@@ -299,6 +301,19 @@ void AgentCore::Refuse(const AttemptId& id, v1::FailureReason reason, const std:
   Remember({JournalRecord::Kind::kFence, id, absl::ZeroDuration(), ""}).IgnoreError();
   v1::Report report;
   *report.mutable_finished()->mutable_failure() = ServiceFailure(reason, message, options_.node);
+  actions.push_back(SendReport{id, std::move(report)});
+}
+
+void AgentCore::AnswerAgain(const AttemptId& id, AgentActions& actions) {
+  if (attempts_.contains(id) || IsOvertaken(id)) return;
+  SY_LOG(WARNING) << "order repeated for an attempt that was refused or has ended job=" << id.job
+                  << " attempt=" << id.number;
+  v1::Report report;
+  *report.mutable_finished()->mutable_failure() = ServiceFailure(
+      v1::EXIT_UNKNOWN,
+      absl::StrCat("the agent of node ", options_.node,
+                   " has refused or ended this attempt, and its word of it was lost"),
+      options_.node);
   actions.push_back(SendReport{id, std::move(report)});
 }
 
@@ -340,7 +355,10 @@ bool AgentCore::HasOlderLive(const AttemptId& id) const {
 
 void AgentCore::OnAssign(const v1::Assign& assign, absl::Duration now, AgentActions& actions) {
   const AttemptId id = IdOf(assign);
-  if (!IsNew(id)) return;  // repeated or overtaken: what is to be said of it is in the spool
+  if (!IsNew(id)) {
+    AnswerAgain(id, actions);
+    return;
+  }
   if (shutting_down_) {
     Refuse(id, v1::DRAINED, absl::StrCat("the agent of node ", options_.node, " is being stopped"),
            actions);
@@ -383,7 +401,10 @@ void AgentCore::OnStart(const v1::Start& start, AgentActions& actions) {
   const AttemptId id = IdOf(start);
   const auto it = attempts_.find(id);
   if (it == attempts_.end()) {
-    if (!IsNew(id)) return;  // it has ended, and that was reported
+    if (!IsNew(id)) {
+      AnswerAgain(id, actions);
+      return;
+    }
     Refuse(id, v1::EXIT_UNKNOWN,
            absl::StrCat("start on node ", options_.node,
                         ": this agent was never assigned the attempt"),
@@ -415,9 +436,9 @@ void AgentCore::OnStop(const v1::Stop& stop, absl::Duration now, AgentActions& a
   const AttemptId id = IdOf(stop);
   const auto it = attempts_.find(id);
   if (it == attempts_.end()) {
-    if (!IsNew(id)) return;
+    if (IsOvertaken(id)) return;
     // Should its Assign still be on the way, it is refused.
-    Remember({JournalRecord::Kind::kFence, id, now, ""}).IgnoreError();
+    if (IsNew(id)) Remember({JournalRecord::Kind::kFence, id, now, ""}).IgnoreError();
     v1::Report report;
     report.mutable_finished()->set_stopped(true);
     actions.push_back(SendReport{id, std::move(report)});
@@ -480,10 +501,11 @@ AgentActions AgentCore::OnPrepared(const AttemptId& id, v1::Prepared prepared) {
   const auto it = attempts_.find(id);
   if (it == attempts_.end() || it->second.phase != Phase::kPreparing) return actions;
   if (it->second.start.has_value()) {  // prepared again, after a start of this agent
-    // After a boot the order to start may be older than the lease it came with: the coordinator may
-    // have given the attempt up. OnRegistered goes on.
-    it->second.phase = has_lease_ ? Phase::kStarted : Phase::kPrepared;
-    if (!has_lease_) return actions;
+    // The coordinator may have given the attempt up meanwhile, for a lease that ended with a boot
+    // or for a failure that was reported just before this agent's earlier life ended. OnRegistered
+    // goes on, unless it names the attempt as stale.
+    it->second.phase = is_registered_ ? Phase::kStarted : Phase::kPrepared;
+    if (!is_registered_) return actions;
     actions.push_back(LaunchGang{id});
     return actions;
   }

@@ -255,6 +255,12 @@ class AgentCore {
 
   // False: `number` was seen before, or a higher one.
   bool IsNew(const AttemptId& id) const;
+  // A higher number was seen: for the coordinator the attempt is over.
+  bool IsOvertaken(const AttemptId& id) const;
+  // A coordinator that repeats the order for an attempt that is known no more lacks its end: an
+  // agent can die between the journal, which fences the attempt off, and the spool. One that has
+  // it after all takes the report for a stale one.
+  void AnswerAgain(const AttemptId& id, AgentActions& actions);
   // Fences the job's attempts up to `id` off, in memory even when the journal fails.
   absl::Status Remember(JournalRecord record);
   void Refuse(const AttemptId& id, v1::FailureReason reason, const std::string& message,
@@ -276,8 +282,8 @@ class AgentCore {
   int64_t highest_epoch_ = 0;  // not durable: restarting an agent lets it follow a lower one
   absl::Duration heartbeat_interval_ = absl::Seconds(5);
   absl::Duration lease_ttl_ = absl::Seconds(120);
-  // No trainers are started before the first lease: a machine that has booted holds none.
-  bool has_lease_ = false;
+  // No trainers are started before this life's first registration says what is stale.
+  bool is_registered_ = false;
   absl::Duration kill_time_ = absl::InfiniteDuration();  // of all attempts, for want of a lease
   absl::Duration lease_start_;  // send time of the last acknowledged message
   absl::Duration deadline_;     // of the shims

@@ -171,16 +171,31 @@ TEST_F(AgentCoreTest, LowerAttemptsAreRefusedAlsoAfterARestart) {
   Restart();
   Register();
   EXPECT_THAT(Assign(2), IsEmpty());
-  EXPECT_THAT(Assign(3), IsEmpty());
-  EXPECT_THAT(Start(3), IsEmpty());
+  EXPECT_THAT(Start(2), IsEmpty());
+  EXPECT_THAT(Stop(2, 0), IsEmpty());
+  EXPECT_THAT(Words(Assign(3)), ElementsAre("Report 3 EXIT_UNKNOWN"));
   EXPECT_THAT(Words(Assign(4)), ElementsAre("LaunchPrep 4"));
+}
+
+// Otherwise the job would stay STARTING or STOPPING, and hold its devices, for ever.
+TEST_F(AgentCoreTest, AnswerThatDiedWithTheAgentIsGivenAgain) {
+  Register();
+  Run(1);
+  EXPECT_THAT(Words(Assign(1, {1, 2}, kOther)), ElementsAre("Report 1 INTERNAL"));
+  EXPECT_THAT(Words(Stop(2, 0)), ElementsAre("Report 2 stopped"));
+  Restart();  // the refusals were in the journal, and not yet in the spool
+  Register();
+  EXPECT_THAT(Words(Assign(1, {1, 2}, kOther)), ElementsAre("Report 1 EXIT_UNKNOWN"));
+  EXPECT_THAT(Words(Stop(2, 0)), ElementsAre("Report 2 stopped"));
+  EXPECT_THAT(Words(Start(2)), ElementsAre("Report 2 EXIT_UNKNOWN"));
+  EXPECT_THAT(Assign(1), IsEmpty()) << "overtaken by the second";
 }
 
 TEST_F(AgentCoreTest, OrdersForAttemptsItNeverHadAreAnsweredAndFenced) {
   Register();
   EXPECT_THAT(Words(Start(4)), ElementsAre("Report 4 EXIT_UNKNOWN"));
   EXPECT_THAT(Words(Stop(5, 0)), ElementsAre("Report 5 stopped"));
-  EXPECT_THAT(Assign(5), IsEmpty());
+  EXPECT_THAT(Words(Assign(5)), ElementsAre("Report 5 EXIT_UNKNOWN"));
 }
 
 TEST_F(AgentCoreTest, AnAttemptWaitsForTheOlderOneOfItsJob) {
@@ -271,8 +286,25 @@ TEST_F(AgentCoreTest, GangThatWasNeverLaunchedIsPreparedAndLaunched) {
   Register();
   Run(1);
   EXPECT_THAT(Words(Restart({}, kStart + absl::Minutes(1))), ElementsAre("AdoptGang 1"));
+  Register();
   EXPECT_THAT(Words(core_->OnNothingToAdopt(Id(1))), ElementsAre("LaunchPrep 1"));
   EXPECT_THAT(Words(core_->OnPrepared(Id(1), {})), ElementsAre("LaunchGang 1"));
+}
+
+// Its failure was acknowledged, and the agent killed before it had forgotten the order.
+TEST_F(AgentCoreTest, GangThatWasGivenUpIsNotLaunchedByTheNextLife) {
+  Register();
+  Run(1);
+  core_->OnEnded(Id(1), {});
+  EXPECT_THAT(Words(Restart({}, kStart + absl::Minutes(1))), ElementsAre("AdoptGang 1"));
+  core_->OnNothingToAdopt(Id(1));
+  EXPECT_THAT(core_->OnPrepared(Id(1), {}), IsEmpty()) << "the lease is good, the order is not";
+  v1::RegisterResponse response;
+  response.set_coordinator_epoch(1);
+  response.add_stale_attempts()->set_job(kJob);
+  response.mutable_stale_attempts(0)->set_attempt(1);
+  EXPECT_THAT(Words(core_->OnRegistered(response, kStart, ReportNumbers{1, 1}, kStart).value()),
+              ElementsAre(StartsWith("Deadline"), "Stop 1 kill"));
 }
 
 // Found by the simulation (seed 20): after a boot, trainers were started on an order of before it,
