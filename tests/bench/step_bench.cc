@@ -96,6 +96,7 @@ Measured Measure(TrainingModel& model, const Options& options, const std::vector
 int64_t PlannedBytes(const ModelConfig& config, const Options& options, int64_t tokens) {
   MemoryPlanInput input;
   input.microbatch_tokens = tokens;
+  input.microbatches = 1;
   input.weight_bytes = input.moment_bytes = input.gradient_bytes = 2;
   input.exact_master = options.layout == StateLayout::kExact;
   input.on_gpu = options.device != "cpu";
