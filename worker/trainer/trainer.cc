@@ -99,8 +99,10 @@ struct QueuedStep {
   StepTimer timer;
 };
 
-DecoderOptions ModelOptions(const TrainConfig::Model& config, double aux_coefficient) {
+DecoderOptions ModelOptions(const TrainConfig::Model& config, double aux_coefficient,
+                            bool deterministic) {
   DecoderOptions options;
+  options.deterministic = deterministic;
   if (aux_coefficient != 0) {
     options.aux_loss =
         config.aux_loss == TrainConfig::Aux::kMegatron ? AuxLoss::kMegatron : AuxLoss::kHf;
@@ -283,8 +285,9 @@ void Session::Load() {
   } else {
     dispatcher_ = std::make_unique<CollectiveDispatcher>((*comms_)[Axis::kEp], model_.num_experts);
   }
-  decoder_ = std::make_unique<Decoder>(model_, ModelOptions(config_.model, aux_coefficient_),
-                                       state_->store(), *dispatcher_);
+  decoder_ = std::make_unique<Decoder>(
+      model_, ModelOptions(config_.model, aux_coefficient_, config_.run.deterministic),
+      state_->store(), *dispatcher_);
 }
 
 void Session::ReportPlan() {
