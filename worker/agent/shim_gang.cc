@@ -225,8 +225,10 @@ void ShimGang::Kill() {
   if (!killed_) emptied_ = Now();
   killed_ = true;
   if (status_.get() == nullptr || Now() < emptied_ + kShimPatience) return;
-  // Its lock says that it lives, so the number is its own.
-  if (child_ != 0 || !TakeLock()) ::kill(status_->shim_pid.load(), SIGKILL);
+  // One that has not come so far as to note its number is known as a child only. Of an adopted one
+  // the lock says that it lives, so that the number is its own. 0 would be this process's group.
+  const pid_t shim = child_ != 0 ? child_ : TakeLock() ? 0 : status_->shim_pid.load();
+  if (shim > 0) ::kill(shim, SIGKILL);
 }
 
 bool ShimGang::Gone() {

@@ -17,11 +17,18 @@
 namespace switchyard {
 namespace {
 
-// Files of /proc and cgroups have no size to ask for.
-std::string ReadAll(const std::string& path) {
+// Whether the open that failed says nothing about what it was to open.
+bool IsOutOfMeans() { return errno == EMFILE || errno == ENFILE || errno == ENOMEM; }
+
+// Files of /proc and cgroups have no size to ask for. `known`: cleared when this process lacks the
+// descriptors or the memory to look.
+std::string ReadAll(const std::string& path, bool* known = nullptr) {
   std::string text;
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return text;
+  if (fd < 0) {
+    if (known != nullptr && IsOutOfMeans()) *known = false;
+    return text;
+  }
   char buffer[4096];
   ssize_t n;
   while ((n = ::read(fd, buffer, sizeof(buffer))) > 0 || (n < 0 && errno == EINTR)) {
@@ -85,17 +92,21 @@ bool IsZombie(const std::string& process) {
          stat[name_end + 2] == 'Z' || stat[name_end + 2] == 'X';
 }
 
-std::vector<pid_t> ScanForScope(const std::string& scope) {
+// `known`: cleared when there may be more.
+std::vector<pid_t> ScanForScope(const std::string& scope, bool* known = nullptr) {
   std::vector<pid_t> found;
   const std::string marker = std::string(kScopeVariable) + "=" + scope;
   DIR* folder = ::opendir("/proc");
-  if (folder == nullptr) return found;
+  if (folder == nullptr) {
+    if (known != nullptr) *known = false;
+    return found;
+  }
   while (const dirent* entry = ::readdir(folder)) {
     pid_t pid = 0;
     const char* end = entry->d_name + std::strlen(entry->d_name);
     if (std::from_chars(entry->d_name, end, pid).ptr != end || pid <= 1) continue;
     const std::string process = std::string("/proc/") + entry->d_name;
-    const std::string environment = ReadAll(process + "/environ");
+    const std::string environment = ReadAll(process + "/environ", known);
     size_t at = 0;
     while (at < environment.size()) {
       const size_t stop = std::min(environment.find('\0', at), environment.size());
@@ -145,9 +156,12 @@ void KillAll(const Containment& containment) {
 }
 
 bool IsEmpty(const Containment& containment) {
-  if (containment.cgroup.empty()) return ScanForScope(containment.scope).empty();
-  const std::string events = ReadAll(containment.cgroup + "/cgroup.events");
-  return events.find("populated 1") == std::string::npos;  // also when the folder is gone
+  bool known = true;
+  if (containment.cgroup.empty()) {
+    return ScanForScope(containment.scope, &known).empty() && known;
+  }
+  const std::string events = ReadAll(containment.cgroup + "/cgroup.events", &known);
+  return known && events.find("populated 1") == std::string::npos;  // also when the folder is gone
 }
 
 std::vector<pid_t> Members(const Containment& containment) {

@@ -23,7 +23,7 @@ void RemoveCgroup(const std::string& cgroup);
 
 // SIGKILL to all of it. Processes may be seen for a moment longer.
 void KillAll(const Containment& containment);
-// No process of it is left but zombies.
+// No process of it is left but zombies. False too when this process lacks the descriptors to look.
 bool IsEmpty(const Containment& containment);
 // Of its live processes; in degraded mode without those that have another user's environment.
 std::vector<pid_t> Members(const Containment& containment);

@@ -223,6 +223,23 @@ TEST(ContainmentTest, ScopeFindsProcessesOfOtherSessions) {
   ExpectKilledWhole({"shim-test-" + std::to_string(::getpid()), ""});
 }
 
+// Else a gang would count as gone, and its devices as free, while its processes run.
+TEST(ContainmentTest, IsNotEmptyForAProcessThatCannotLook) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  const Containment scope{"shim-test-nobody", ""};
+  const Containment cgroup{"unused", "/sys/fs/cgroup/shim-test-nobody"};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const bool scope_empty = IsEmpty(scope);
+  const bool cgroup_empty = IsEmpty(cgroup);
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_FALSE(scope_empty);
+  EXPECT_FALSE(cgroup_empty);
+  EXPECT_TRUE(IsEmpty(scope));
+  EXPECT_TRUE(IsEmpty(cgroup));
+}
+
 TEST(ContainmentTest, CgroupKillsItsProcesses) {
   std::string why;
   const std::string cgroup = MakeCgroup("shim-test-" + std::to_string(::getpid()), &why);
