@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "server/api/coordinator.h"
+#include "server/api/listener.h"
 #include "server/config.h"
 #include "server/job_state.h"
 #include "server/maintenance.h"
@@ -35,6 +36,7 @@ int Run(const ServerConfig& config) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  RaiseDescriptorLimit();
   if (const absl::Status armed = ArmFailpointsFromEnvironment(); !armed.ok()) {
     fprintf(stderr, "switchyardd: %s\n", std::string(armed.message()).c_str());
     return 2;

@@ -194,6 +194,8 @@ struct NodeRecord {
   std::string scheduling_message;
   int64_t acknowledged_report = 0;
   std::string state_folder;  // of the agent on its machine
+  std::string agent_id;      // the folder and its machine over all boots; empty: not known
+  int64_t boots = 0;         // of the machine, as counted in the folder
 };
 
 // What an agent says happened.

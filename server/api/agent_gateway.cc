@@ -38,6 +38,10 @@ absl::Status StaleIncarnation(const absl::Status& status, const NodeLease& lease
                     {{"node", lease.node.value()}, {"incarnation", lease.incarnation.value()}});
 }
 
+AgentHome HomeOf(const NodeRecord& node) {
+  return {node.boot_id, node.state_folder, node.agent_id, node.boots};
+}
+
 template <typename Request>
 NodeLease SenderOf(const Request& request) {
   return {NodeId(request.node()), Incarnation(request.incarnation())};
@@ -72,7 +76,7 @@ absl::Status RestoreState(Store& store, LeaseTable& leases, Publisher& publisher
   RETURN_IF_ERROR(publisher.Recover());
   ASSIGN_OR_RETURN(const std::vector<NodeRecord> nodes, store.ListNodes());
   for (const NodeRecord& node : nodes) {
-    if (!node.lost) leases.Restore({node.id, node.incarnation}, {node.boot_id, node.state_folder});
+    if (!node.lost) leases.Restore({node.id, node.incarnation}, HomeOf(node));
   }
   return absl::OkStatus();
 }
@@ -89,7 +93,7 @@ absl::StatusOr<v1::RegisterResponse> AgentGateway::Register(const v1::RegisterRe
                                     " has no kind or is there twice"));
     }
   }
-  RETURN_IF_ERROR(leases_.Acquire(lease, {node.boot_id, node.state_folder}));
+  RETURN_IF_ERROR(leases_.Acquire(lease, HomeOf(node)));
   ASSIGN_OR_RETURN(const RegisterResult result,
                    store_.RegisterNode(node, ToIds(request.live_attempts())));
   SY_LOG(INFO) << "node registered node=" << node.id << " incarnation=" << node.incarnation

@@ -136,8 +136,10 @@ void FindSlowRank(const v1::StepMetrics& step, StepReport& out) {
   if (step.rank_busy_seconds_size() < 2) return;
   const std::vector<double> busy(step.rank_busy_seconds().begin(), step.rank_busy_seconds().end());
   std::vector<double> sorted = busy;
-  std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
-  const double median = sorted[sorted.size() / 2];
+  // The lower one of two in the middle: of two ranks, the faster is the measure.
+  const size_t middle = (sorted.size() - 1) / 2;
+  std::nth_element(sorted.begin(), sorted.begin() + static_cast<int64_t>(middle), sorted.end());
+  const double median = sorted[middle];
   const auto slowest = std::max_element(busy.begin(), busy.end());
   if (!(median > 0) || !std::isfinite(*slowest)) return;
   out.slow_rank = static_cast<int32_t>(slowest - busy.begin());
@@ -336,6 +338,8 @@ NodeRecord FromProto(const v1::RegisterRequest& request) {
   node.incarnation = Incarnation(request.incarnation());
   node.boot_id = request.boot_id();
   node.state_folder = request.state_folder();
+  node.agent_id = request.agent_id();
+  node.boots = request.boots();
   node.address = request.address();
   node.version = request.version();
   for (const v1::Device& device : request.devices()) node.devices.push_back(FromProto(device));

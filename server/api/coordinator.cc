@@ -15,6 +15,7 @@
 #include "server/api/agent_gateway.h"
 #include "server/api/context.h"
 #include "server/api/convert.h"
+#include "server/api/listener.h"
 #include "server/metrics/exposition.h"
 
 namespace switchyard {
@@ -62,9 +63,14 @@ struct Coordinator::Impl {
             [this](const NodeId&) { metrics->LeaseExpired(); }) {}
 
   absl::Status Listen(const std::string& address, const std::string& agent_address);
-  absl::StatusOr<std::unique_ptr<grpc::Server>> Build(const std::string& address, int max_message,
-                                                      std::vector<grpc::Service*> services,
-                                                      std::string* real_address);
+  // A server and the listener that feeds it.
+  struct Endpoint {
+    std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
+    std::unique_ptr<grpc::Server> server;
+    std::unique_ptr<Listener> listener;  // last: nothing is fed to a server that is gone
+  };
+  absl::StatusOr<Endpoint> Build(const std::string& address, int max_message,
+                                 std::vector<grpc::Service*> services, std::string* real_address);
   void SetServing(bool serving);
   void OnCommit(const ChangeSet& changes);
   absl::StatusOr<LiveStats> CollectLive();
@@ -87,39 +93,45 @@ struct Coordinator::Impl {
   StreamPump pump;
   SchedulerLoop loop;
   std::unique_ptr<grpc::Service> job_service, admin_service, agent_link;
-  std::unique_ptr<grpc::Server> client_server, agent_server;
+  Endpoint client_endpoint, agent_endpoint;
   std::unique_ptr<Exposition> exposition;
 };
 
-absl::StatusOr<std::unique_ptr<grpc::Server>> Coordinator::Impl::Build(
+absl::StatusOr<Coordinator::Impl::Endpoint> Coordinator::Impl::Build(
     const std::string& address, int max_message, std::vector<grpc::Service*> services,
     std::string* real_address) {
+  Endpoint endpoint;
+  ASSIGN_OR_RETURN(endpoint.listener, Listener::Open(address));
   if (!IsLoopback(address)) {
     SY_LOG(WARNING) << "listening without TLS beyond loopback; put it behind a network you trust "
                        "or a TLS proxy address="
                     << address;
   }
   grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  endpoint.acceptor = builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+      grpc::InsecureServerCredentials());
   for (grpc::Service* service : services) builder.RegisterService(service);
   builder.SetMaxReceiveMessageSize(max_message);
   builder.SetResourceQuota(grpc::ResourceQuota().SetMaxThreads(kMaxUnaryThreads));
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 4);
-  // Without this a second daemon could share the port, and clients would reach either.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8192);
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("listen on ", address, ": it is in use, or not an address of this machine"));
+  endpoint.server = builder.BuildAndStart();
+  if (endpoint.server == nullptr) {
+    return absl::InternalError(absl::StrCat("start the gRPC server of ", address));
   }
-  *real_address = WithPort(address, port);
-  return server;
+  endpoint.listener->Start([acceptor = endpoint.acceptor.get()](int listener, UniqueFd connection) {
+    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
+    parameters.listener_fd = listener;
+    parameters.fd = connection.Release();
+    acceptor->HandleNewConnection(&parameters);
+  });
+  *real_address = WithPort(address, endpoint.listener->port());
+  return endpoint;
 }
 
 absl::Status Coordinator::Impl::Listen(const std::string& address,
@@ -130,11 +142,11 @@ absl::Status Coordinator::Impl::Listen(const std::string& address,
   admin_service = MakeAdminService(context);
   agent_link = MakeAgentLink(context);
   grpc::EnableDefaultHealthCheckService(true);
-  ASSIGN_OR_RETURN(agent_server,
+  ASSIGN_OR_RETURN(agent_endpoint,
                    Build(agent_address, kMaxAgentMessageBytes, {agent_link.get()}, &agent_listen));
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  ASSIGN_OR_RETURN(client_server, Build(address, kMaxClientMessageBytes,
-                                        {job_service.get(), admin_service.get()}, &listen));
+  ASSIGN_OR_RETURN(client_endpoint, Build(address, kMaxClientMessageBytes,
+                                          {job_service.get(), admin_service.get()}, &listen));
   SetServing(false);
   return absl::OkStatus();
 }
@@ -142,8 +154,9 @@ absl::Status Coordinator::Impl::Listen(const std::string& address,
 void Coordinator::Impl::SetServing(bool serving) {
   ready = serving;
   for (const auto& [server, service] :
-       {std::pair<grpc::Server*, const char*>{client_server.get(), "switchyard.v1.JobService"},
-        {agent_server.get(), "switchyard.v1.AgentLink"}}) {
+       {std::pair<grpc::Server*, const char*>{client_endpoint.server.get(),
+                                              "switchyard.v1.JobService"},
+        {agent_endpoint.server.get(), "switchyard.v1.AgentLink"}}) {
     if (server == nullptr || server->GetHealthCheckService() == nullptr) continue;
     server->GetHealthCheckService()->SetServingStatus(serving);
     server->GetHealthCheckService()->SetServingStatus(service, serving);
@@ -224,8 +237,9 @@ void Coordinator::Impl::Stop() {
   pump.Stop();
   if (!calls.AwaitNone(kCallGrace)) SY_LOG(WARNING) << "calls are cut off by the stop";
   const auto deadline = std::chrono::system_clock::now() + absl::ToChronoSeconds(kStreamGrace);
-  for (grpc::Server* server : {client_server.get(), agent_server.get()}) {
-    if (server != nullptr) server->Shutdown(deadline);
+  for (Endpoint* endpoint : {&client_endpoint, &agent_endpoint}) {
+    if (endpoint->listener != nullptr) endpoint->listener->Stop();
+    if (endpoint->server != nullptr) endpoint->server->Shutdown(deadline);
   }
   exposition.reset();
 }

@@ -26,26 +26,29 @@ absl::Status LeaseTable::Acquire(const NodeLease& lease, const AgentHome& home) 
   if (it != leases_.end() && it->second.incarnation != lease.incarnation &&
       now < it->second.expires) {
     const AgentHome& holder = it->second.home;
-    const bool same_machine = holder.boot_id == home.boot_id;
+    const bool same_boot = holder.boot_id == home.boot_id;
     const bool same_folder =
         holder.state_folder.empty() || holder.state_folder == home.state_folder;
-    if (!same_machine || !same_folder) {
+    const bool same_agent = !home.agent_id.empty() && holder.agent_id == home.agent_id;
+    if (!(same_boot && same_folder) && !(same_agent && !same_boot)) {
       return MakeError(
-          absl::StatusCode::kAlreadyExists,
-          same_machine ? "STATE_FOLDER_DIFFERS" : "NODE_NAME_TAKEN",
+          absl::StatusCode::kAlreadyExists, same_boot ? "STATE_FOLDER_DIFFERS" : "NODE_NAME_TAKEN",
           absl::StrCat("register node ", lease.node.value(), " with state folder '",
                        home.state_folder, "': another agent",
-                       same_machine ? " of this machine" : ", of another machine or boot,",
+                       same_boot ? " of this machine" : ", of another machine or boot,",
                        " holds this name with state folder '", holder.state_folder, "' for ",
                        absl::ToInt64Seconds(it->second.expires - now),
                        " s more; give each agent its own --node, or wait"),
           {{"node", lease.node.value()}});
     }
-    if (BeganBefore(lease.incarnation, it->second.incarnation)) {
+    // Incarnations tell the time since the boot: only those of one boot can be compared.
+    const bool earlier = same_boot ? BeganBefore(lease.incarnation, it->second.incarnation)
+                                   : home.boots <= holder.boots;
+    if (earlier) {
       // Sent by a process that is dead: the network held it up. Its list of what is alive is old.
       return MakeError(absl::StatusCode::kAborted, "STALE_INCARNATION",
                        absl::StrCat("register node ", lease.node.value(), ": incarnation ",
-                                    lease.incarnation.value(), " began before ",
+                                    lease.incarnation.value(), " is not later than ",
                                     it->second.incarnation.value(), ", which holds the node"),
                        {{"node", lease.node.value()}, {"incarnation", lease.incarnation.value()}});
     }

@@ -37,8 +37,10 @@ struct NodeLease {
 
 // What tells one agent from another of the same node name.
 struct AgentHome {
-  std::string boot_id;       // the machine, since it booted
-  std::string state_folder;  // the agent on it, since it locks this folder; empty: not known
+  std::string boot_id;        // the machine, since it booted
+  std::string state_folder;   // the agent on it, since it locks this folder; empty: not known
+  std::string agent_id = {};  // the folder and its machine over all boots; empty: not known
+  int64_t boots = 0;          // counted in the folder: of two boots, the later one has more
 };
 
 class LeaseTable {
@@ -48,10 +50,11 @@ class LeaseTable {
   // A node stored by an earlier run: leased, but not reachable until it is heard from.
   void Restore(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // For a registration. A later life of the same agent takes over; Aborted STALE_INCARNATION for an
-  // earlier one, whose message was held up. Errors, until the lease has
-  // ended: AlreadyExists NODE_NAME_TAKEN: another machine holds the name; AlreadyExists
-  // STATE_FOLDER_DIFFERS: another agent of the same machine does.
+  // For a registration. A later life of the same agent takes over, in the same boot of its machine
+  // or in a later one, which proves the end of all that ran before; Aborted STALE_INCARNATION for
+  // an earlier one, whose message was held up. Errors, until the lease has ended: AlreadyExists
+  // NODE_NAME_TAKEN: another machine holds the name; AlreadyExists STATE_FOLDER_DIFFERS: another
+  // agent of the same machine does.
   absl::Status Acquire(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);
 
   // A heartbeat. Errors: Aborted: not the holder, or the lease has expired.

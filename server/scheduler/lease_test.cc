@@ -73,6 +73,29 @@ TEST_F(LeaseTest, AnotherMachineWaitsForTheEndOfTheLease) {
   EXPECT_THAT(leases_.Acquire(second_, {"other boot", "/state"}), IsOk());
 }
 
+TEST_F(LeaseTest, AfterARebootTheSameAgentTakesOverAtOnce) {
+  const NodeLease before{NodeId("n"), Incarnation("00000000000000ff-b")};
+  const NodeLease after{NodeId("n"), Incarnation("0000000000000001-a")};  // clocks begin anew
+  ASSERT_THAT(leases_.Acquire(before, {"boot 1", "/state", "agent", 1}), IsOk());
+  ASSERT_THAT(leases_.Acquire(after, {"boot 2", "/state", "agent", 2}), IsOk());
+  EXPECT_THAT(leases_.Renew(before), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(leases_.Renew(after), IsOk());
+  // Sent before the machine went down, and held up by the network.
+  const absl::Status late = leases_.Acquire(before, {"boot 1", "/state", "agent", 1});
+  EXPECT_THAT(late, StatusIs(absl::StatusCode::kAborted));
+  EXPECT_EQ(GetErrorDetails(late).reason, "STALE_INCARNATION");
+  EXPECT_THAT(leases_.Renew(after), IsOk());
+}
+
+TEST_F(LeaseTest, AnotherMachineWithTheSameFolderWaits) {
+  for (const char* other : {"other machine/folder", ""}) {
+    ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state", "machine/folder", 1}), IsOk());
+    const absl::Status refused = leases_.Acquire(second_, {"other boot", "/state", other, 9});
+    EXPECT_EQ(GetErrorDetails(refused).reason, "NODE_NAME_TAKEN") << refused;
+    EXPECT_THAT(leases_.Renew(first_), IsOk()) << "the holder keeps it";
+  }
+}
+
 TEST_F(LeaseTest, AnotherAgentOfTheMachineWaitsForTheEndOfTheLease) {
   ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
   const absl::Status refused = leases_.Acquire(second_, {"boot", "/other"});

@@ -218,10 +218,11 @@ absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
       // What operators said about the node stays.
       const NodeScheduling scheduling = before ? before->scheduling : NodeScheduling::kActive;
       ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT OR REPLACE INTO nodes VALUES "
-                                                  "(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)"));
+                                                  "(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)"));
       query.Bind(node.id.value(), node.incarnation.value(), node.boot_id, node.address,
                  node.version, ToRow(node.devices), result.acknowledged_report, node.state_folder,
-                 scheduling, before ? before->scheduling_message : std::string());
+                 scheduling, before ? before->scheduling_message : std::string(), node.agent_id,
+                 node.boots);
       RETURN_IF_ERROR(query.Run().status());
     }
     if (before && !same_life) RETURN_IF_ERROR(RestartPlacements(tx, *before, node, live));

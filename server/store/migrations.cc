@@ -234,6 +234,11 @@ INSERT INTO new_events SELECT seq, job, job_seq, time, kind, message, state, att
 DROP TABLE events;
 ALTER TABLE new_events RENAME TO events;
 )sql",
+    // The agent over the boots of its machine: a reboot proves that what ran before it is gone.
+    R"sql(
+ALTER TABLE nodes ADD COLUMN agent_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE nodes ADD COLUMN boots INTEGER NOT NULL DEFAULT 0 CHECK (boots >= 0);
+)sql",
 };
 
 }  // namespace

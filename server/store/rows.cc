@@ -246,7 +246,7 @@ CheckpointRecord ReadCheckpoint(const Query& row) {
 
 const char kNodeColumns[] =
     "name, incarnation, boot_id, address, version, devices, lost, acknowledged_report, "
-    "state_folder, scheduling, scheduling_message";
+    "state_folder, scheduling, scheduling_message, agent_id, boots";
 
 NodeRecord ReadNode(const Query& row) {
   NodeRecord node;
@@ -265,6 +265,8 @@ NodeRecord ReadNode(const Query& row) {
   node.state_folder = row.TextAt(8);
   node.scheduling = static_cast<NodeScheduling>(row.IntAt(9));
   node.scheduling_message = row.TextAt(10);
+  node.agent_id = row.TextAt(11);
+  node.boots = row.IntAt(12);
   return node;
 }
 

@@ -20,12 +20,13 @@ v1::AttemptRef Ref(int attempt) {
   return ref;
 }
 
-TEST(RetryDelayTest, GrowsToFiveSeconds) {
+TEST(RetryDelayTest, GrowsToFiveSecondsOrAnEighthOfTheLease) {
   for (int i = 0; i < 100; ++i) {
-    EXPECT_GE(RetryDelay(0), absl::Milliseconds(100));
-    EXPECT_LE(RetryDelay(0), absl::Milliseconds(200));
-    EXPECT_GE(RetryDelay(1000), absl::Milliseconds(2500));
-    EXPECT_LE(RetryDelay(1000), absl::Seconds(5));
+    EXPECT_GE(RetryDelay(0, absl::Minutes(2)), absl::Milliseconds(100));
+    EXPECT_LE(RetryDelay(0, absl::Minutes(2)), absl::Milliseconds(200));
+    EXPECT_GE(RetryDelay(1000, absl::Minutes(2)), absl::Milliseconds(2500));
+    EXPECT_LE(RetryDelay(1000, absl::Minutes(2)), absl::Seconds(5));
+    EXPECT_LE(RetryDelay(1000, absl::Seconds(2)), absl::Milliseconds(250));
   }
 }
 

@@ -39,12 +39,20 @@ std::string NewIncarnation() {
   return MakeIncarnation(RealClock::Get().Monotonic(), absl::Uniform<uint64_t>(random));
 }
 
+std::string NewFolderId() {
+  absl::BitGen random;
+  return absl::StrCat(absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16),
+                      absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16));
+}
+
 std::string IdentityPath(const std::string& state_dir) { return state_dir + "/identity.json"; }
 
 absl::Status WriteIdentity(const std::string& state_dir, const AgentIdentity& identity) {
   const Json json{{"incarnation", identity.incarnation},
                   {"boot_id", identity.boot_id},
-                  {"report_base", identity.report_base}};
+                  {"report_base", identity.report_base},
+                  {"folder_id", identity.folder_id},
+                  {"boots", identity.boots}};
   return ReplaceFile(IdentityPath(state_dir), DumpJson(json) + "\n");
 }
 
@@ -55,6 +63,9 @@ absl::StatusOr<AgentIdentity> ReadIdentity(const std::string& state_dir) {
   ASSIGN_OR_RETURN(identity.incarnation, JsonGet<std::string>(json, "incarnation"));
   ASSIGN_OR_RETURN(identity.boot_id, JsonGet<std::string>(json, "boot_id"));
   ASSIGN_OR_RETURN(identity.report_base, JsonGet<int64_t>(json, "report_base"));
+  // Not in folders made before there was one.
+  ASSIGN_OR_RETURN(identity.folder_id, JsonGetOr<std::string>(json, "folder_id", ""));
+  ASSIGN_OR_RETURN(identity.boots, JsonGetOr<int64_t>(json, "boots", 0));
   return identity;
 }
 
@@ -69,10 +80,11 @@ AgentCoreOptions CoreOptions(const AgentConfig& config, const std::vector<Device
 
 }  // namespace
 
-absl::Duration RetryDelay(int failures) {
-  constexpr BackoffPolicy kPolicy{absl::Milliseconds(200), absl::Seconds(5), 2.0};
+absl::Duration RetryDelay(int failures, absl::Duration lease_ttl) {
+  BackoffPolicy policy{absl::Milliseconds(200), absl::Seconds(5), 2.0};
+  policy.max = std::min(policy.max, lease_ttl / 8);
   absl::BitGen random;
-  return BackoffDelay(kPolicy, failures, absl::Uniform(random, 0.0, 1.0));
+  return BackoffDelay(policy, failures, absl::Uniform(random, 0.0, 1.0));
 }
 
 // ---- start and end ----
@@ -106,8 +118,10 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(const AgentConfig& config,
   if (!identity.ok() || opened.rebooted) {
     opened.identity.incarnation = NewIncarnation();
     opened.identity.boot_id = boot_id;
+    opened.identity.boots += 1;
     opened.lease->deadline.store(0);  // of another boot's clock
   }
+  if (opened.identity.folder_id.empty()) opened.identity.folder_id = NewFolderId();
   ASSIGN_OR_RETURN(opened.journal,
                    FileJournal::Open(config.state_dir + "/journal", &opened.memory));
   ASSIGN_OR_RETURN(opened.spool, FileSpoolStorage::Open(config.state_dir + "/spool"));
@@ -270,6 +284,11 @@ std::string Agent::incarnation() const {
   return identity_.incarnation;
 }
 
+absl::Duration Agent::LeaseTtl() const {
+  absl::MutexLock lock(&mu_);
+  return core_.lease_ttl();
+}
+
 absl::Status Agent::refusal() const {
   absl::MutexLock lock(&mu_);
   return refusal_;
@@ -327,10 +346,10 @@ void Agent::SessionLoop(const StopToken& stop) {
       return;
     }
     failures = was_up ? 0 : failures + 1;
-    const absl::Duration delay = RetryDelay(failures);
+    const absl::Duration delay = RetryDelay(failures, LeaseTtl());
     SY_LOG(WARNING) << "no session with the coordinator at " << config_.coordinator << ": "
                     << status << "; next try in " << absl::FormatDuration(delay);
-    stop.WaitForStop(delay);
+    client_.WaitBeforeRetry(delay, stop);
   }
 }
 
@@ -339,6 +358,10 @@ absl::Status Agent::Register(const StopToken& stop) {
   request.set_node(config_.node);
   request.set_boot_id(ReadBootId());
   request.set_state_folder(opened_.state_folder);
+  if (const std::string machine = ReadMachineId(); !machine.empty()) {
+    request.set_agent_id(absl::StrCat(machine, "/", opened_.identity.folder_id));
+    request.set_boots(opened_.identity.boots);
+  }
   request.set_address(config_.address);
   request.set_version(kAgentVersion);
   {
@@ -504,7 +527,7 @@ void Agent::ReportLoop(const StopToken& stop) {
         EndSessionLocked("the coordinator does not know this agent");
       }
     }
-    stop.WaitForStop(RetryDelay(failures++));
+    stop.WaitForStop(RetryDelay(failures++, LeaseTtl()));
   }
 }
 

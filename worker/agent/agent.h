@@ -40,14 +40,16 @@
 namespace switchyard {
 
 // Before a call to the coordinator is repeated, `failures` (from 0) failed ones before: 0.1 to 5 s,
-// random.
-absl::Duration RetryDelay(int failures);
+// random; at most an eighth of the lease, which would else end while the coordinator is back.
+absl::Duration RetryDelay(int failures, absl::Duration lease_ttl);
 
 // Who the agent is, in "<state-dir>/identity.json".
 struct AgentIdentity {
   std::string incarnation;
   std::string boot_id;
   int64_t report_base = 0;  // ReportSpool
+  std::string folder_id;    // drawn when the folder was made
+  int64_t boots = 0;        // of the machine, since the folder was made; this one included
 };
 
 // Thread-safe.
@@ -129,6 +131,7 @@ class Agent {
   void CheckWithheld() ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<int> BusyDevices(const std::vector<DeviceInfo>& devices) const;
 
+  absl::Duration LeaseTtl() const ABSL_LOCKS_EXCLUDED(mu_);
   std::shared_ptr<Attempt> Find(const AttemptId& id) const ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<std::shared_ptr<Attempt>> LiveAttempts() const ABSL_LOCKS_EXCLUDED(mu_);
   bool CanReportLocked() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return core_.connected(); }

@@ -190,7 +190,7 @@ absl::StatusOr<v1::Checkpoint> Agent::Commit(v1::CommitCheckpointRequest request
     }
     SY_LOG(WARNING) << "commit of step " << request.step() << " is tried again: " << status
                     << " job=" << request.job();
-    if (stop.WaitForStop(RetryDelay(failures))) return status;
+    if (stop.WaitForStop(RetryDelay(failures, LeaseTtl()))) return status;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "base/clock.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "switchyard/v1/agent_link.grpc.pb.h"
@@ -85,7 +86,7 @@ struct CoordinatorClient::Impl {
     // gRPC also takes this as the time one attempt to connect may need: seconds, or a busy machine
     // and a far network never connect.
     arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10000);
-    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
     channel = grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
@@ -120,6 +121,20 @@ absl::StatusOr<v1::CommitCheckpointResponse> CoordinatorClient::CommitCheckpoint
   return Call<v1::CommitCheckpointResponse>(timeout, stop, [&](auto* context, auto* queue) {
     return impl_->stub->AsyncCommitCheckpoint(context, request, queue);
   });
+}
+
+void CoordinatorClient::WaitBeforeRetry(absl::Duration delay, const StopToken& stop) {
+  Clock& clock = RealClock::Get();
+  const absl::Duration end = clock.Monotonic() + delay;
+  grpc_connectivity_state state = impl_->channel->GetState(/*try_to_connect=*/true);
+  if (state == GRPC_CHANNEL_READY) {
+    stop.WaitForStop(delay);  // it was reached, and refused the call
+    return;
+  }
+  while (!stop.StopRequested() && state != GRPC_CHANNEL_READY && clock.Monotonic() < end) {
+    impl_->channel->WaitForStateChange(state, std::chrono::system_clock::now() + kStopInterval);
+    state = impl_->channel->GetState(/*try_to_connect=*/true);
+  }
 }
 
 std::shared_ptr<CoordinatorSession> CoordinatorClient::OpenSession() {

@@ -50,6 +50,8 @@ class CoordinatorClient {
   absl::StatusOr<v1::CommitCheckpointResponse> CommitCheckpoint(
       const v1::CommitCheckpointRequest& request, absl::Duration timeout, const StopToken& stop);
   std::shared_ptr<CoordinatorSession> OpenSession();
+  // At most `delay`; without a connection only until there is one.
+  void WaitBeforeRetry(absl::Duration delay, const StopToken& stop);
 
  private:
   struct Impl;

@@ -75,6 +75,11 @@ std::string ReadBootId() {
   return std::string(absl::StripAsciiWhitespace(ReadOrEmpty("/proc/sys/kernel/random/boot_id")));
 }
 
+std::string ReadMachineId() {
+  const std::string id(absl::StripAsciiWhitespace(ReadOrEmpty("/etc/machine-id")));
+  return id == "uninitialized" ? "" : id;  // what an image has before its first boot
+}
+
 absl::StatusOr<int> FindFreePort(const std::string& address) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST | AI_PASSIVE;

@@ -38,6 +38,9 @@ int64_t ReadOomKills();
 // Random, new with every boot; empty when unknown.
 std::string ReadBootId();
 
+// The same over all boots of the machine (/etc/machine-id); empty when it has none.
+std::string ReadMachineId();
+
 // A TCP port of `address` (a literal IPv4 or IPv6 address) that is free now.
 // Errors: InvalidArgument for another address, Unavailable.
 absl::StatusOr<int> FindFreePort(const std::string& address);
