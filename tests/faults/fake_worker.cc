@@ -18,8 +18,8 @@
 // <job_dir>/trace/rank-<r>.log, in one write:
 //   <CLOCK_BOOTTIME ns> <wall us> <attempt> <pid> <what> <step>
 // what: begin, step, checkpoint, committed, refused, end, overlap. Rank r holds a lock on
-// <job_dir>/trace/rank-<r>.lock while it lives; "overlap" says that another process holds it: two
-// attempts of one job run at the same time.
+// <job_dir>/trace/rank-<r>.lock while it lives, and the seconds that its last step took are in it;
+// "overlap" says that another process holds it: two attempts of one job run at the same time.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -143,6 +143,7 @@ class FakeTrainer {
                                                config_.attempt, config_.rank, step_, state_);
       Need("log", WriteAll(STDOUT_FILENO, line, "stdout"));
       Note("step");
+      NoteBusy();
       if (!rank0()) continue;
       StepFrame frame;
       frame.step = step_;
@@ -150,6 +151,7 @@ class FakeTrainer {
       frame.loss = 4.0 / static_cast<double>(step_);
       frame.tokens = 100;
       frame.step_seconds = absl::ToDoubleSeconds(step_time_);
+      frame.rank_busy_seconds = BusySeconds();
       Send(frame);
       if (every_steps_ > 0 && step_ % every_steps_ == 0 && step_ < total_steps_) Save(false);
     }
@@ -164,6 +166,28 @@ class FakeTrainer {
     Note("end");
     Send(DoneFrame{step_, false});
     return kExitDone;
+  }
+
+  // In a training rank 0 gathers these; here every rank leaves its own in its lock file.
+  void NoteBusy() {
+    const double seconds = absl::ToDoubleSeconds(step_time_);
+    if (::pwrite(lock_.get(), &seconds, sizeof(seconds), 0) != sizeof(seconds)) {
+      Note("unsaid");  // a full disk: rank 0 goes by what was there before
+    }
+  }
+
+  // Of all ranks; empty as long as one of them has not made a step.
+  std::vector<double> BusySeconds() const {
+    std::vector<double> busy(static_cast<size_t>(config_.world_size));
+    for (int rank = 0; rank < config_.world_size; ++rank) {
+      const std::string path = absl::StrCat(config_.job_dir, "/trace/rank-", rank, ".lock");
+      const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+      double& seconds = busy[static_cast<size_t>(rank)];
+      if (!fd.valid() || ::pread(fd.get(), &seconds, sizeof(seconds), 0) != sizeof(seconds)) {
+        return {};
+      }
+    }
+    return busy;
   }
 
   // Waits for `time` and looks at what the agent says; an exit code when the work ends.
@@ -249,7 +273,7 @@ class FakeTrainer {
     } else if (parts[0] == "flood") {
       Flood(static_cast<size_t>(number) << 20);
     } else if (parts[0] == "error") {
-      Send(ErrorFrame{ParseFailureReason(parts[1]).value(), "planned", step_ + 1});
+      Send(ErrorFrame{FailureReasonFromName(parts[1]).value(), "planned", step_ + 1});
       ::_exit(kExitError);
     } else {
       Die(what, absl::InvalidArgumentError("unknown"));

@@ -12,7 +12,7 @@ import cluster
 import grpc
 from cluster import BIN, kill, pb, wait_until
 from row import row
-from rows_kills import verify
+from rows_kills import failpoints, verify
 
 # What a failpoint needs beyond a job with checkpoints, of which only the newest is kept.
 NEEDS_CANCEL = {"cancel_job.before_store", "cancel_job.before_answer"}
@@ -20,12 +20,6 @@ NEEDS_LOST_NODE = {"scheduler.before_node_lost"}
 # Reached only by `switchyardd backup` and restore, by a migration, or when a disk is full: their own rows.
 ELSEWHERE = {"backup.before_rename", "backup.after_rename", "restore.before_rename", "migrate.before_commit",
              "ballast.before_free"}
-
-
-def failpoints(program):
-    """(name, actions) of every failpoint of the program."""
-    text = subprocess.run([BIN / program, "--print-failpoints"], capture_output=True, text=True, check=True).stdout
-    return [(line.split()[0], line.split()[1:]) for line in text.splitlines()]
 
 
 def supervise(made, future, seconds=60):
@@ -180,8 +174,8 @@ def second_coordinator(run):
      "stopped for 0.5 TTL: nothing happens; for 2 TTL: agents stop their trainers, the job goes on afterwards")
 def coordinator_down(run):
     for share, attempts in ((0.5, 1), (2.0, 2)):
-        with cluster.cluster(nodes=1, ranks=1, ttl=3.0) as made:
-            name = made.submit("job", steps=700, step_ms=10, every=20)
+        with cluster.cluster(nodes=1, ranks=1, ttl=6.0) as made:
+            name = made.submit("job", steps=1400, step_ms=10, every=20)
             made.wait_step(name, 30)
             made.coordinator.kill()
             time.sleep(share * made.ttl)

@@ -22,6 +22,13 @@ def verify(made, **options):
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults[:10])
 
 
+def failpoints(program):
+    """(name, actions) of every failpoint of the program."""
+    text = subprocess.run([cluster.BIN / program, "--print-failpoints"], capture_output=True, text=True,
+                          check=True).stdout
+    return [(line.split()[0], line.split()[1:]) for line in text.splitlines()]
+
+
 def campaign(run, kills, nodes=3):
     """Kills random programs at random instants while jobs come and go; everything ends, then all is checked."""
     rng = run.random
@@ -108,6 +115,46 @@ def agent_killed(run):
         made.wait_final()
         made.expect(name, "SUCCEEDED", attempts=1)
         verify(made)
+
+
+def agent_crash_at(point, action, hit):
+    """One history: the agent dies at its `hit`-th pass of the point. Its number of attempts; 0: it did not die."""
+    with cluster.cluster(nodes=1, ranks=2, ttl=12.0) as made:
+        made.restart_agent("node0", signal.SIGTERM,
+                           environment={"SWITCHYARD_FAILPOINTS": f"{point}={action}@{hit}"}, wait=False)
+        names = [made.submit(f"job-{i}", steps=24, step_ms=5, every=8) for i in range(2)]
+        deaths, end = 0, time.monotonic() + 60
+        while made.unfinished(names):
+            assert time.monotonic() < end, f"{point}={action}@{hit}: not done after 60 s"
+            code = made.agents["node0"].process.poll()
+            if code is not None:
+                assert code == -signal.SIGKILL, f"the agent exited {code}"
+                deaths += 1
+                made.start_agent("node0")
+            time.sleep(0.01)
+        replies = [made.expect(name, "SUCCEEDED") for name in names]
+        for reply in replies:
+            # Its trainers are adopted; what had not begun may be ordered anew.
+            used = [a for a in reply.attempts if cluster.job_pb2.Attempt.State.Name(a.state) != "RELEASED"]
+            assert len(used) == 1, f"{point}={action}@{hit}: {reply.attempts}"
+        # It may also die after the end, while it cleans up.
+        died = deaths or made.agents["node0"].process.poll() is not None
+        verify(made)
+        return died
+
+
+@row("2f", "kill -9 agent at each failpoint", "each place of `switchyard-agent --print-failpoints` x SIGKILL (and torn "
+     "write) x its 1st, 2nd, 5th pass; the trainers are adopted, no second attempt")
+def agent_failpoints(run):
+    never = []
+    for point, actions in failpoints("switchyard-agent"):
+        for action in (a for a in ("crash", "partial") if a in actions):
+            reached = [agent_crash_at(point, action, hit) for hit in ((1,) if run.fast else (1, 2, 5))]
+            run.add(sum(map(bool, reached)))
+            run.note(action, sum(map(bool, reached)))
+            if not any(reached):
+                never.append(point)
+    assert not never, f"these failpoints were never reached: {never}"
 
 
 @row("4", "kill -9 shim; shim and agent together", "SIGKILL; no process of the attempt is left, the next one runs alone")
