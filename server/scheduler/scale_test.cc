@@ -31,6 +31,14 @@ double CpuMilliseconds() {
   return static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6;
 }
 
+// The goal is 50 ms; five times that is allowed for a busy machine, and what a sanitizer's
+// instructions cost on top.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr double kAllowedMilliseconds = 250 * 4;
+#else
+constexpr double kAllowedMilliseconds = 250;
+#endif
+
 class SchedulerScaleTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -102,20 +110,19 @@ class SchedulerScaleTest : public testing::Test {
 };
 
 TEST_F(SchedulerScaleTest, ADecisionTakesFiftyMilliseconds) {
-  // The goal is 50 ms; five times that is allowed for a busy machine.
-  EXPECT_LT(Measure("nearly full cluster"), 250);
+  EXPECT_LT(Measure("nearly full cluster"), kAllowedMilliseconds);
   EXPECT_GT(placed_, 20u);
 
   for (NodeView& node : cluster_.nodes) {
     for (DeviceView& d : node.devices) d.busy = true;
   }
-  EXPECT_LT(Measure("full cluster"), 250);
+  EXPECT_LT(Measure("full cluster"), kAllowedMilliseconds);
   EXPECT_EQ(placed_, 0u);
 
   cluster_.waiting[0].num_ranks = 8192;
   cluster_.waiting[0].priority = 100;
   cluster_.waiting[0].not_before = -absl::InfiniteDuration();
-  EXPECT_LT(Measure("full cluster, a gang of 8192 preempts"), 250);
+  EXPECT_LT(Measure("full cluster, a gang of 8192 preempts"), kAllowedMilliseconds);
   EXPECT_GT(preempted_, 1000u);
 }
 
