@@ -7,6 +7,7 @@
 #include <spawn.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -174,6 +175,13 @@ bool ShimGang::TakeLock() {
   return true;
 }
 
+bool ShimGang::DiedWithoutFolder() const {
+  struct stat st;
+  if (::stat(folder_.c_str(), &st) == 0 || errno != ENOENT) return false;
+  const pid_t shim = status_->shim_pid.load();  // the mapping outlives its file
+  return shim <= 0 || (::kill(shim, 0) != 0 && errno == ESRCH);
+}
+
 void ShimGang::ReadNews() {
   char buffer[256];
   while (control_.valid()) {
@@ -237,7 +245,7 @@ bool ShimGang::Gone() {
     if (::waitpid(child_, &unused, WNOHANG) != child_) return false;
     child_ = 0;
   }
-  if (!TakeLock()) return false;
+  if (!TakeLock() && !DiedWithoutFolder()) return false;
   const Containment containment{plan_.scope, plan_.cgroup};
   if (IsEmpty(containment)) {
     // Now, not when the gang is destroyed: an agent killed in between would leave the folder.

@@ -68,6 +68,8 @@ class ShimGang {
   absl::Status Send(const std::string& message);
   // Whether no shim holds the lock; then we do.
   bool TakeLock();
+  // Somebody removed the folder with the lock, and the shim is dead by its number.
+  bool DiedWithoutFolder() const;
 
   const std::string folder_;
   const LaunchPlan plan_;
