@@ -115,9 +115,9 @@ class Cluster:
         return self.coordinator
 
     def connect(self):
-        """A channel that tries again at once when the coordinator is back."""
+        """A channel that tries again at once when the coordinator is back; kept, since others may be calling."""
         if self.channel is not None:
-            self.channel.close()
+            return
         self.channel = grpc.insecure_channel(self.addresses["listen"], options=[
             ("grpc.min_reconnect_backoff_ms", 20), ("grpc.initial_reconnect_backoff_ms", 20),
             ("grpc.max_reconnect_backoff_ms", 100), ("grpc.use_local_subchannel_pool", 1)])
