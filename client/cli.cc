@@ -35,6 +35,7 @@ int Dispatch(CommandContext& context) {
   if (name == "cancel") return RunCancel(context);
   if (name == "pause") return RunPause(context);
   if (name == "resume") return RunResume(context);
+  if (name == "retry") return RunRetry(context);
   if (name == "nodes") return RunNodes(context);
   if (name == "checkpoints") return RunCheckpoints(context);
   context.terminal.out << RecipeKeysMarkdown();  // recipe-keys

@@ -327,6 +327,20 @@ TEST_F(CliTest, PausesAndResumes) {
   EXPECT_THAT(out(), HasSubstr("j1 is QUEUED"));
 }
 
+TEST_F(CliTest, RetriesAsANewJobAndSaysWhereItBegins) {
+  service_.job.mutable_job()->set_name("projects/default/jobs/j2");
+  service_.job.mutable_job()->set_state(v1::Job::QUEUED);
+  EXPECT_EQ(Run({"retry", "j1", "--name", "j2"}), 0);
+  ASSERT_THAT(service_.retried, SizeIs(1));
+  EXPECT_EQ(service_.retried[0].name(), "projects/default/jobs/j1");
+  EXPECT_EQ(service_.retried[0].job_id(), "j2");
+  EXPECT_FALSE(service_.retried[0].request_id().empty());
+  EXPECT_THAT(out(), HasSubstr("j2 is QUEUED, from the beginning"));
+  service_.job.mutable_job()->mutable_spec()->mutable_checkpoint()->set_restore_from("/a/step-20");
+  EXPECT_EQ(Run({"retry", "j1"}), 0);
+  EXPECT_THAT(out(), HasSubstr("j2 is QUEUED, from /a/step-20"));
+}
+
 TEST_F(CliTest, ShowsAndChangesNodes) {
   service_.admin.node.set_name("n3");
   service_.admin.node.set_contact(v1::Node::REACHABLE);
@@ -335,13 +349,16 @@ TEST_F(CliTest, ShowsAndChangesNodes) {
   service_.admin.node.add_devices()->set_kind("H100");
   EXPECT_EQ(Run({"nodes", "list"}), 0);
   EXPECT_THAT(out(), AllOf(HasSubstr("n3"), HasSubstr("REACHABLE"), HasSubstr("DRAINING"),
-                           HasSubstr("2 H100")));
+                           HasSubstr("2 H100"), Not(HasSubstr("QUARANTINED"))));
+  service_.admin.node.set_quarantine("it came and went 6 times");
+  EXPECT_EQ(Run({"nodes", "list"}), 0);
+  EXPECT_THAT(out(), AllOf(HasSubstr("DRAINING QUARANTINED"), HasSubstr("it came and went")));
   EXPECT_EQ(Run({"nodes", "cordon", "n3", "--message", "fan"}), 0);
   EXPECT_EQ(Run({"nodes", "drain", "n3"}), 0);
   EXPECT_EQ(Run({"nodes", "resume", "n3"}), 0);
   EXPECT_EQ(Run({"nodes", "confirm-dead", "n3"}), 5) << "it is alive";
-  EXPECT_THAT(service_.admin.asked,
-              ElementsAre("list", "cordon n3: fan", "drain n3: ", "resume n3", "confirm-dead n3"));
+  EXPECT_THAT(service_.admin.asked, ElementsAre("list", "list", "cordon n3: fan",
+                                                "drain n3: ", "resume n3", "confirm-dead n3"));
   EXPECT_EQ(Run({"nodes", "drian", "n3"}), 2);
   EXPECT_THAT(err(), HasSubstr("did you mean drain?"));
   EXPECT_EQ(Run({"nodes", "drain"}), 2);

@@ -144,6 +144,13 @@ const std::vector<Command>& Commands() {
        "Needs checkpoints with the optimizer's state (checkpoint.save_optimizer).\n",
        {{"grace-period", "SECONDS", "for the step and the checkpoint [60]"}}},
       {"resume", "JOB", "put a paused job back into the queue", "", {}},
+      {"retry",
+       "JOB",
+       "submit a failed or cancelled job again, from its newest checkpoint",
+       "A new job with the same recipe and new budgets; the old one stays as it ended. It begins "
+       "anew where the\n"
+       "old one's checkpoints lack the optimizer's state (checkpoint.save_optimizer).\n",
+       {{"name", "NAME", "of the new job [chosen by the coordinator]"}}},
       {"nodes",
        "ACTION [NODE]",
        "list, cordon, drain, resume, confirm-dead: look after nodes",
@@ -151,7 +158,7 @@ const std::vector<Command>& Commands() {
        "  switchyard nodes cordon n3 --message 'fan noise'   # nothing new is placed there\n"
        "  switchyard nodes drain n3        # and its gangs stop with a checkpoint and run "
        "elsewhere\n"
-       "  switchyard nodes resume n3       # ends either\n"
+       "  switchyard nodes resume n3       # ends either, and a quarantine\n"
        "  switchyard nodes confirm-dead n3 # its power is off: its jobs need not wait for the "
        "lease\n"
        "  switchyard nodes audit           # who did what\n",

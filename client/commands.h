@@ -42,6 +42,7 @@ int RunLogs(CommandContext& context);
 int RunCancel(CommandContext& context);
 int RunPause(CommandContext& context);
 int RunResume(CommandContext& context);
+int RunRetry(CommandContext& context);
 int RunCheckpoints(CommandContext& context);
 int RunNodes(CommandContext& context);
 

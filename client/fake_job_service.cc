@@ -115,6 +115,15 @@ grpc::Status FakeJobService::PauseJob(grpc::ServerContext*, const v1::PauseJobRe
   return failure;
 }
 
+grpc::Status FakeJobService::RetryJob(grpc::ServerContext*, const v1::RetryJobRequest* request,
+                                      v1::RetryJobResponse* response) {
+  absl::MutexLock lock(&mu_);
+  retried.push_back(*request);
+  const grpc::Status failure = NextFailureLocked();
+  if (failure.ok()) *response->mutable_job() = job.job();
+  return failure;
+}
+
 grpc::Status FakeJobService::ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest* request,
                                        v1::ResumeJobResponse* response) {
   absl::MutexLock lock(&mu_);

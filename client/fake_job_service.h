@@ -59,6 +59,7 @@ class FakeJobService final : public v1::JobService::Service {
   std::vector<v1::CancelJobRequest> cancelled;
   std::vector<v1::PauseJobRequest> paused;
   std::vector<v1::ResumeJobRequest> resumed;
+  std::vector<v1::RetryJobRequest> retried;
   std::vector<v1::WatchJobRequest> watched;
   std::vector<v1::ReadLogsRequest> read;
   std::vector<std::string> gotten;
@@ -81,6 +82,8 @@ class FakeJobService final : public v1::JobService::Service {
                         v1::PauseJobResponse*) override;
   grpc::Status ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest*,
                          v1::ResumeJobResponse*) override;
+  grpc::Status RetryJob(grpc::ServerContext*, const v1::RetryJobRequest*,
+                        v1::RetryJobResponse*) override;
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*,
                         grpc::ServerWriter<v1::WatchJobResponse>*) override;
   grpc::Status ReadLogs(grpc::ServerContext*, const v1::ReadLogsRequest*,

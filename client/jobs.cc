@@ -1,4 +1,4 @@
-// list, get, cancel, pause, resume and checkpoints: one call, one table.
+// list, get, cancel, pause, resume, retry and checkpoints: one call, one table.
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -229,6 +229,27 @@ int RunPause(CommandContext& context) {
                          << v1::Job::State_Name(job.state())
                          << "); it is paused when its checkpoint is written\n";
   }
+  return 0;
+}
+
+int RunRetry(CommandContext& context) {
+  v1::RetryJobRequest request;
+  request.set_name(context.JobName());
+  request.set_job_id(context.parsed.Get("name"));
+  request.set_request_id(MakeRequestId());
+  const absl::StatusOr<v1::RetryJobResponse> response =
+      context.connection.Call(&v1::JobService::Stub::RetryJob, request);
+  if (!response.ok()) {
+    return context.Fail(response.status(), absl::StrCat("retry ", request.name()));
+  }
+  const v1::Job& job = response->job();
+  if (context.format != Format::kTable) {
+    context.terminal.out << Print(MessageToJson(job), context.format);
+    return 0;
+  }
+  const std::string& from = job.spec().checkpoint().restore_from();
+  context.terminal.out << ShortName(job.name()) << " is " << v1::Job::State_Name(job.state())
+                       << (from.empty() ? ", from the beginning" : ", from " + from) << "\n";
   return 0;
 }
 

@@ -21,6 +21,15 @@ std::string Attempts(const v1::Node& node) {
   return names.empty() ? "-" : absl::StrJoin(names, " ");
 }
 
+// The operator's words, and the coordinator's.
+std::string Why(const v1::Node& node) {
+  std::vector<std::string> parts;
+  for (const std::string& part : {node.scheduling_message(), node.quarantine()}) {
+    if (!part.empty()) parts.push_back(part);
+  }
+  return absl::StrJoin(parts, "; ");
+}
+
 int Show(CommandContext& context, const std::vector<v1::Node>& nodes) {
   std::vector<std::vector<std::string>> rows;
   for (const v1::Node& node : nodes) {
@@ -29,8 +38,10 @@ int Show(CommandContext& context, const std::vector<v1::Node>& nodes) {
     std::vector<std::string> devices;
     for (const auto& [kind, count] : kinds) devices.push_back(absl::StrCat(count, " ", kind));
     rows.push_back({node.name(), v1::Node::Contact_Name(node.contact()),
-                    v1::Node::Scheduling_Name(node.scheduling()), absl::StrJoin(devices, ", "),
-                    absl::StrCat(node.devices_busy()), Attempts(node), node.scheduling_message()});
+                    absl::StrCat(v1::Node::Scheduling_Name(node.scheduling()),
+                                 node.quarantine().empty() ? "" : " QUARANTINED"),
+                    absl::StrJoin(devices, ", "), absl::StrCat(node.devices_busy()), Attempts(node),
+                    Why(node)});
   }
   context.terminal.out << Table(
       {"NODE", "CONTACT", "SCHEDULING", "DEVICES", "BUSY", "ATTEMPTS", "WHY"}, rows);

@@ -43,6 +43,8 @@ const std::vector<Flag>& Flags() {
        &ServerConfig::watch_heartbeat},
       {"verify-checksums", "BOOL", "read checkpoints whole before they are published", nullptr,
        nullptr, &ServerConfig::verify_checksums},
+      {"verify-resume", "BOOL", "read checkpoints whole before they are resumed from", nullptr,
+       nullptr, &ServerConfig::verify_resume},
   };
   return *flags;
 }

@@ -36,6 +36,9 @@ struct ServerConfig {
   absl::Duration watch_heartbeat = absl::Seconds(15);
   // Read every byte of a checkpoint and compare checksums before it is published.
   bool verify_checksums = false;
+  // Before a checkpoint is resumed from for the first time, a thread of its own reads every byte
+  // and compares checksums; the job waits for it.
+  bool verify_resume = true;
 
   // All faults; empty: good.
   std::vector<std::string> Validate() const;

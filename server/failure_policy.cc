@@ -48,30 +48,31 @@ std::string Fingerprint(const FailureRecord& failure) {
 }
 
 RetryVerdict JudgeFailure(const JobNeeds& limits, const RetryState& before,
-                          const FailureRecord& failure, bool started, int64_t committed_step) {
+                          const FailureRecord& failure, const AttemptFacts& facts) {
   RetryVerdict verdict;
   verdict.state = before;
   RetryState& state = verdict.state;
   const FailureDomain domain = DomainOf(failure.reason);
-  if (domain == FailureDomain::kFinal) {
+  if (domain == FailureDomain::kFinal && !facts.falls_back) {
     verdict.sentence = "another attempt would not help";
     return verdict;
   }
-  if (!started && IsNodeGone(failure.reason)) {
-    verdict.retry = true;
-    verdict.sentence = "nothing was started, so that no retry is used";
-    return verdict;
-  }
-  if (domain == FailureDomain::kOrder) {
-    verdict.retry = true;
-    verdict.sentence = "no retry is used";
-    return verdict;
-  }
-  const bool progressed = committed_step > before.progress_step;
+  const bool progressed = facts.committed_step > before.progress_step;
   if (progressed) {
     state = RetryState{};
-    state.progress_step = committed_step;
+    state.progress_step = facts.committed_step;
     state.avoided = before.avoided;
+  }
+  const bool unstarted = !facts.started && IsNodeGone(failure.reason);
+  if ((unstarted || domain == FailureDomain::kOrder || facts.falls_back) &&
+      state.free_failures < kFreeFailures) {
+    verdict.waits = state.free_failures;
+    state.free_failures += 1;
+    verdict.retry = true;
+    verdict.sentence = facts.falls_back ? "the next attempt resumes from the checkpoint before"
+                       : unstarted      ? "nothing was started, so that no retry is used"
+                                        : "no retry is used";
+    return verdict;
   }
   const std::string fingerprint = Fingerprint(failure);
   const bool same = !progressed && !fingerprint.empty() && fingerprint == before.fingerprint;

@@ -20,10 +20,22 @@ struct RetryVerdict {
   std::string sentence;  // for people: "retry 1 of 3", or why there is none
 };
 
-// `started`: trainers were ordered to start; else a lost node has cost nothing. `committed_step`:
-// the highest step that the job ever committed; 0: none.
+// What the reason does not say about a failed attempt.
+struct AttemptFacts {
+  bool started = false;        // trainers were ordered to start; else a lost node has cost nothing
+  int64_t committed_step = 0;  // the highest step that the job ever committed; 0: none
+  // The checkpoint it resumed from was refused before the first step, and there is an older one:
+  // the next attempt resumes from that.
+  bool falls_back = false;
+};
+
+// Attempts that cost nothing (an order, a node lost before the start, an older checkpoint) have a
+// growing backoff too, and use the budget for infrastructure after kFreeFailures without progress:
+// nothing is retried for ever.
+inline constexpr int32_t kFreeFailures = 5;
+
 RetryVerdict JudgeFailure(const JobNeeds& limits, const RetryState& before,
-                          const FailureRecord& failure, bool started, int64_t committed_step);
+                          const FailureRecord& failure, const AttemptFacts& facts);
 
 // The reason and the last error line of the first failing rank, numbers left out: equal for the
 // same fault twice. Empty where there is no line, or somebody killed the process from outside: such

@@ -30,7 +30,7 @@ JobNeeds Limits(int retries, int user_retries = 0) {
 TEST(FailurePolicyTest, EveryReasonUsesTheBudgetOfItsDomain) {
   for (const FailureReason reason : AllFailureReasons()) {
     if (reason == FailureReason::kNone) continue;
-    const RetryVerdict verdict = JudgeFailure(Limits(1, 1), {}, Failure(reason), true, 0);
+    const RetryVerdict verdict = JudgeFailure(Limits(1, 1), {}, Failure(reason), {true, 0});
     const FailureDomain domain = DomainOf(reason);
     const bool infra =
         domain == FailureDomain::kInfrastructure || domain == FailureDomain::kHardware;
@@ -38,7 +38,7 @@ TEST(FailurePolicyTest, EveryReasonUsesTheBudgetOfItsDomain) {
     EXPECT_EQ(verdict.state.retries_used, infra ? 1 : 0) << Name(reason);
     EXPECT_EQ(verdict.state.user_retries_used, domain == FailureDomain::kUser) << Name(reason);
     // Without a budget only orders are followed by another attempt.
-    EXPECT_EQ(JudgeFailure(Limits(0), {}, Failure(reason), true, 0).retry,
+    EXPECT_EQ(JudgeFailure(Limits(0), {}, Failure(reason), {true, 0}).retry,
               domain == FailureDomain::kOrder)
         << Name(reason);
   }
@@ -48,12 +48,12 @@ TEST(FailurePolicyTest, StopsAfterThreeAttemptsWithoutProgress) {
   RetryState state;
   const FailureRecord failure = Failure(FailureReason::kNodeLost);
   for (int attempt = 1; attempt <= 2; ++attempt) {
-    const RetryVerdict verdict = JudgeFailure(Limits(20), state, failure, true, 0);
+    const RetryVerdict verdict = JudgeFailure(Limits(20), state, failure, {true, 0});
     EXPECT_TRUE(verdict.retry);
     EXPECT_EQ(verdict.waits, attempt - 1) << "the backoff grows";
     state = verdict.state;
   }
-  const RetryVerdict verdict = JudgeFailure(Limits(20), state, failure, true, 0);
+  const RetryVerdict verdict = JudgeFailure(Limits(20), state, failure, {true, 0});
   EXPECT_FALSE(verdict.retry);
   EXPECT_THAT(verdict.sentence, HasSubstr("3 attempts in a row"));
 }
@@ -65,9 +65,9 @@ TEST(FailurePolicyTest, OnlyAStepNeverCommittedBeforeGivesTheBudgetsBack) {
   spent.progress_step = 50;
   spent.avoided = {"bad"};
   const FailureRecord failure = Failure(FailureReason::kTrainerSignal);
-  RetryVerdict verdict = JudgeFailure(Limits(2), spent, failure, true, 50);
+  RetryVerdict verdict = JudgeFailure(Limits(2), spent, failure, {true, 50});
   EXPECT_FALSE(verdict.retry) << "the same step again is no progress";
-  verdict = JudgeFailure(Limits(2), spent, failure, true, 60);
+  verdict = JudgeFailure(Limits(2), spent, failure, {true, 60});
   EXPECT_TRUE(verdict.retry);
   EXPECT_EQ(verdict.state.retries_used, 1);
   EXPECT_EQ(verdict.state.no_progress, 0);
@@ -77,8 +77,8 @@ TEST(FailurePolicyTest, OnlyAStepNeverCommittedBeforeGivesTheBudgetsBack) {
 
 TEST(FailurePolicyTest, TheSameFailureTwiceWithoutProgressStopsEarly) {
   const auto fail = [](const RetryState& state, const std::string& line, int64_t committed) {
-    return JudgeFailure(Limits(20), state, Failure(FailureReason::kTrainerExit, line), true,
-                        committed);
+    return JudgeFailure(Limits(20), state, Failure(FailureReason::kTrainerExit, line),
+                        {true, committed});
   };
   const RetryVerdict first = fail({}, "RuntimeError: shape 17 at 0x7f31", 0);
   EXPECT_TRUE(first.retry);
@@ -98,16 +98,43 @@ TEST(FailurePolicyTest, FailuresFromOutsideHaveNoFingerprint) {
 
 TEST(FailurePolicyTest, HardwareFailuresMarkTheirNode) {
   const RetryVerdict verdict =
-      JudgeFailure(Limits(2), {}, Failure(FailureReason::kGpuXid, "", 3, "n7"), true, 0);
+      JudgeFailure(Limits(2), {}, Failure(FailureReason::kGpuXid, "", 3, "n7"), {true, 0});
   EXPECT_TRUE(verdict.retry);
   EXPECT_THAT(verdict.state.avoided, ElementsAre("n7"));
 }
 
 TEST(FailurePolicyTest, ALostNodeCostsNothingBeforeTheStart) {
-  const RetryVerdict verdict =
-      JudgeFailure(Limits(0), {}, Failure(FailureReason::kNodeLost), false, 0);
-  EXPECT_TRUE(verdict.retry);
-  EXPECT_EQ(verdict.state, RetryState{});
+  RetryState state;
+  for (int32_t i = 0; i < kFreeFailures; ++i) {
+    const RetryVerdict verdict =
+        JudgeFailure(Limits(0), state, Failure(FailureReason::kNodeLost), {false, 0});
+    EXPECT_TRUE(verdict.retry);
+    EXPECT_EQ(verdict.waits, i) << "the backoff grows all the same";
+    EXPECT_EQ(verdict.state.retries_used, 0);
+    state = verdict.state;
+  }
+  EXPECT_FALSE(JudgeFailure(Limits(0), state, Failure(FailureReason::kNodeLost), {false, 0}).retry);
+  EXPECT_TRUE(JudgeFailure(Limits(0), state, Failure(FailureReason::kNodeLost), {false, 7}).retry)
+      << "a newer checkpoint gives them back";
+}
+
+TEST(FailurePolicyTest, NothingIsRetriedForEverWithoutProgress) {
+  for (const FailureReason reason : AllFailureReasons()) {
+    for (const bool started : {false, true}) {
+      for (const bool falls_back : {false, true}) {
+        RetryState state;
+        int attempts = 0;
+        while (attempts < 1000) {
+          const RetryVerdict verdict =
+              JudgeFailure(Limits(1000, 1000), state, Failure(reason), {started, 50, falls_back});
+          ++attempts;
+          if (!verdict.retry) break;
+          state = verdict.state;
+        }
+        EXPECT_LE(attempts, 1 + kFreeFailures + JobNeeds().no_progress_limit) << Name(reason);
+      }
+    }
+  }
 }
 
 TEST(FailurePolicyTest, TheCauseIsFoundWhateverArrivesFirst) {

@@ -49,8 +49,18 @@ GangHop CloseFailed(const GangView& gang, FailureRecord failure) {
   hop.attempt = released ? AttemptState::kReleased
                 : gone   ? AttemptState::kLost
                          : AttemptState::kFailed;
-  RetryVerdict verdict =
-      JudgeFailure(gang.needs, gang.retry, failure, gang.attempt.started, gang.committed_step);
+  // Trainers that could not read it said so before their first step; a checkpoint of their own that
+  // was refused is another matter. Their word costs one checkpoint: should the one before be
+  // refused as well, it is not the files that are wrong, and none of them is given up.
+  const bool refused = failure.reason == FailureReason::kCheckpointInvalid &&
+                       gang.attempt.failure.has_value() && !gang.attempt.resume_from.empty() &&
+                       !gang.stepped;
+  hop.reject_checkpoint = refused && gang.older_checkpoint && !gang.retry.fell_back;
+  RetryVerdict verdict = JudgeFailure(
+      gang.needs, gang.retry, failure,
+      {gang.attempt.started, gang.committed_step, /*falls_back=*/hop.reject_checkpoint});
+  hop.reject_checkpoint = hop.reject_checkpoint && verdict.retry;
+  verdict.state.fell_back = hop.reject_checkpoint;
   hop.job = verdict.retry ? JobState::kQueued : JobState::kFailed;
   hop.retry = std::move(verdict.state);
   hop.waits = verdict.waits;

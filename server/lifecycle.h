@@ -21,6 +21,10 @@ struct GangView {
   AttemptRecord attempt;
   std::vector<PlacementRecord> placements;
   bool final_checkpoint = false;  // a final checkpoint of the job is committed
+  // Of an attempt that failed with CHECKPOINT_INVALID: a step of it was reported; there are
+  // committed checkpoints of lower steps than the one that it resumed from.
+  bool stepped = false;
+  bool older_checkpoint = false;
 };
 
 // One hop. Unset: stays as it is.
@@ -32,6 +36,8 @@ struct GangHop {
   // row were before (failure_policy.h).
   absl::optional<RetryState> retry;
   int32_t waits = 0;
+  // The checkpoint that the attempt resumed from is to be rejected.
+  bool reject_checkpoint = false;
   std::string message;
   bool none() const { return !attempt.has_value() && !job.has_value(); }
 };

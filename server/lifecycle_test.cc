@@ -74,6 +74,29 @@ TEST(LifecycleTest, SucceedsOnlyWithAFinalCheckpoint) {
   EXPECT_EQ(hop.attempt, AttemptState::kSucceeded);
 }
 
+TEST(LifecycleTest, ARefusedCheckpointGivesWayToTheOneBefore) {
+  GangView gang = MakeGang(JobState::kStarting, AttemptState::kStarting, {Phase::kFinished});
+  gang.placements[0].succeeded = false;
+  gang.attempt.failure = Failure(FailureReason::kCheckpointInvalid);
+  gang.attempt.resume_from = "/artifacts/step-20";
+  gang.committed_step = 20;
+  EXPECT_EQ(NextHop(gang).job, JobState::kFailed) << "there is none before it";
+  EXPECT_FALSE(NextHop(gang).reject_checkpoint) << "nothing is given up for nothing";
+  gang.older_checkpoint = true;
+  const GangHop hop = NextHop(gang);
+  EXPECT_TRUE(hop.reject_checkpoint);
+  EXPECT_EQ(hop.job, JobState::kQueued);
+  EXPECT_EQ(hop.retry->retries_used, 0);
+  EXPECT_TRUE(hop.retry->fell_back);
+
+  gang.retry = *hop.retry;
+  EXPECT_EQ(NextHop(gang).job, JobState::kFailed) << "two in a row: the files are not at fault";
+  EXPECT_FALSE(NextHop(gang).reject_checkpoint);
+  gang.retry = {};
+  gang.stepped = true;
+  EXPECT_FALSE(NextHop(gang).reject_checkpoint) << "it was read: one of its own was refused";
+}
+
 TEST(LifecycleTest, StopsTheRestOfTheGangAtTheFirstFailure) {
   GangView gang =
       MakeGang(JobState::kRunning, AttemptState::kRunning, {Phase::kRunning, Phase::kRunning});
@@ -115,7 +138,8 @@ TEST(LifecycleTest, LosingANodeBeforeTheStartUsesNoRetry) {
   const GangHop hop = NextHop(gang);
   EXPECT_EQ(hop.attempt, AttemptState::kReleased);
   EXPECT_EQ(hop.job, JobState::kQueued);
-  EXPECT_EQ(hop.retry, RetryState{});
+  EXPECT_EQ(hop.retry->retries_used, 0);
+  EXPECT_EQ(hop.retry->no_progress, 0);
 }
 
 TEST(LifecycleTest, ACancelWinsOverAGoodEndThatComesAfterIt) {

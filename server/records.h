@@ -57,6 +57,8 @@ struct RetryState {
   int32_t user_retries_used = 0;
   int32_t no_progress = 0;           // attempts in a row without a newer committed checkpoint
   int64_t progress_step = 0;         // the highest step committed when an attempt was judged last
+  int32_t free_failures = 0;         // attempts without progress that cost nothing (failure_policy)
+  bool fell_back = false;            // the last failure cost the checkpoint it resumed from
   std::string fingerprint;           // of the last failure
   std::vector<std::string> avoided;  // nodes that hardware failed on
   friend bool operator==(const RetryState&, const RetryState&) = default;
@@ -182,6 +184,13 @@ struct DeviceRecord {
   friend bool operator==(const DeviceRecord&, const DeviceRecord&) = default;
 };
 
+// What the coordinator itself holds against a node that comes and goes (scheduler/quarantine.h).
+struct QuarantineRecord {
+  int32_t level = 0;    // how often in a row; kept after the release
+  std::string message;  // why nothing is placed there; empty: it is not held
+  friend bool operator==(const QuarantineRecord&, const QuarantineRecord&) = default;
+};
+
 struct NodeRecord {
   NodeId id;
   Incarnation incarnation;
@@ -192,6 +201,7 @@ struct NodeRecord {
   bool lost = false;  // the lease expired; offered again after the next registration
   NodeScheduling scheduling = NodeScheduling::kActive;  // kept over registrations
   std::string scheduling_message;
+  QuarantineRecord quarantine;  // kept over registrations
   int64_t acknowledged_report = 0;
   std::string state_folder;  // of the agent on its machine
   std::string agent_id;      // the folder and its machine over all boots; empty: not known

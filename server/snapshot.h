@@ -47,6 +47,12 @@ struct NodeView {
   // Cordoned or draining: as unreachable, but somebody wants it so.
   bool cordoned = false;
   bool draining = false;
+  // Held by the coordinator itself (scheduler/quarantine.h): as cordoned.
+  bool quarantined = false;
+  int32_t quarantine_level = 0;
+
+  // May get new work.
+  bool usable() const { return reachable && !cordoned && !quarantined; }
 };
 
 struct WaitingJob {

@@ -227,6 +227,7 @@ v1::Node ToProto(const NodeRecord& node) {
   out.set_name(node.id.value());
   out.set_scheduling(static_cast<v1::Node::Scheduling>(node.scheduling));
   out.set_scheduling_message(node.scheduling_message);
+  out.set_quarantine(node.quarantine.message);
   out.set_address(node.address);
   out.set_version(node.version);
   for (const DeviceRecord& device : node.devices) *out.add_devices() = ToProto(device);

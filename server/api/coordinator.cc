@@ -54,7 +54,9 @@ struct Coordinator::Impl {
         metrics(std::move(m)),
         store(std::move(s)),
         leases(lease_config, clock),
-        publisher(*store, config.artifact_root, config.verify_checksums),
+        checksums([this] { loop.Wake(); }),
+        publisher(*store, config.artifact_root, config.verify_checksums,
+                  config.verify_resume ? &checksums : nullptr),
         logs(config.state_dir + "/logs"),
         pump(clock),
         loop(
@@ -88,6 +90,7 @@ struct Coordinator::Impl {
   std::unique_ptr<Metrics> metrics;
   std::unique_ptr<Store> store;
   LeaseTable leases;
+  ChecksumChecker checksums;  // wakes the loop: stopped by Stop
   Publisher publisher;
   LogFiles logs;
   StreamPump pump;
@@ -234,6 +237,7 @@ void Coordinator::Impl::Stop() {
   if (std::exchange(stopped, true)) return;
   SetServing(false);
   loop.Stop();
+  checksums.Stop();
   pump.Stop();
   if (!calls.AwaitNone(kCallGrace)) SY_LOG(WARNING) << "calls are cut off by the stop";
   const auto deadline = std::chrono::system_clock::now() + absl::ToChronoSeconds(kStreamGrace);

@@ -136,6 +136,10 @@ class JobServiceImpl final : public StreamingBase {
                          v1::ResumeJobResponse* response) override {
     return context_.Unary("ResumeJob", [&] { return Resume(*request, *response); });
   }
+  grpc::Status RetryJob(grpc::ServerContext*, const v1::RetryJobRequest* request,
+                        v1::RetryJobResponse* response) override {
+    return context_.Unary("RetryJob", [&] { return Retry(*request, *response); });
+  }
   grpc::Status PlanJob(grpc::ServerContext*, const v1::PlanJobRequest* request,
                        v1::PlanJobResponse* response) override {
     return context_.Unary("PlanJob", [&] { return MakePlan(*request, *response); });
@@ -273,6 +277,47 @@ class JobServiceImpl final : public StreamingBase {
     ASSIGN_OR_RETURN(const RequestKey key, MakeKey("ResumeJob", ProjectOf(id), request));
     ASSIGN_OR_RETURN(const JobRecord job, context_.store.ResumeJob(id, key));
     ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, job));
+    return absl::OkStatus();
+  }
+
+  absl::Status Retry(const v1::RetryJobRequest& request, v1::RetryJobResponse& response) {
+    ASSIGN_OR_RETURN(const JobId old_id, ParseJobName(request.name()));
+    if (!request.job_id().empty() && !IsResourceId(request.job_id())) {
+      return MakeBadRequest(
+          "JOB_INVALID", "retry job",
+          {{"job_id", absl::StrCat("'", request.job_id(), "' must be 1 to 63 of a-z, 0-9 and -")}});
+    }
+    ASSIGN_OR_RETURN(const JobRecord old, context_.store.GetJob(old_id));
+    if (old.state != JobState::kFailed && old.state != JobState::kCancelled) {
+      return MakeError(absl::StatusCode::kFailedPrecondition, "NOT_RETRYABLE",
+                       absl::StrCat("retry job ", old_id.value(), ": it is ", Name(old.state),
+                                    "; a job that has FAILED or was CANCELLED can be retried"),
+                       {{"job", old_id.value()}, {"state", std::string(Name(old.state))}});
+    }
+    v1::JobSpec spec;
+    if (!spec.ParseFromString(old.spec)) {
+      return absl::InternalError("bug: a stored job spec cannot be read");
+    }
+    // UNAVAILABLE while the checksums are being read: the client asks again.
+    ASSIGN_OR_RETURN(const std::string newest, context_.publisher.ResumePath(old));
+    if (!newest.empty()) spec.mutable_checkpoint()->set_restore_from(newest);
+
+    JobRecord job;
+    const std::string& name = old_id.value();
+    job.project = old.project;
+    job.id = JobId(absl::StrCat(
+        "projects/", job.project, "/jobs/",
+        request.job_id().empty() ? absl::StrCat("job-", RandomHex(10)) : request.job_id()));
+    job.uid = RandomHex(32);
+    job.display_name = old.display_name;
+    job.labels = old.labels;
+    job.labels["retry-of"] = name.substr(name.rfind('/') + 1);
+    job.spec = Canonical(spec);
+    job.recipe = old.recipe;
+    job.needs = NeedsOf(spec);
+    ASSIGN_OR_RETURN(const RequestKey key, MakeKey("RetryJob", job.project, request));
+    ASSIGN_OR_RETURN(const JobRecord stored, context_.store.CreateJob(job, key));
+    ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, stored));
     return absl::OkStatus();
   }
 

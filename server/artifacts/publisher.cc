@@ -52,20 +52,6 @@ bool IsSafeName(const std::string& name) {
   return true;
 }
 
-absl::StatusOr<uint32_t> FileCrc32c(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-  if (!fd.valid()) return ErrnoStatus("open", path, errno);
-  std::vector<char> buffer(1 << 20);
-  uint32_t crc = 0;
-  while (true) {
-    const ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus("read", path, errno);
-    if (n == 0) return crc;
-    crc = Crc32c(crc, buffer.data(), static_cast<size_t>(n));
-  }
-}
-
 bool Exists(const std::string& path) {
   struct stat st;
   return ::lstat(path.c_str(), &st) == 0;
@@ -115,6 +101,18 @@ std::string JobFolder(const std::string& artifact_root, const JobId& job) {
 
 absl::StatusOr<int64_t> Publisher::Verify(const std::string& folder,
                                           const CheckpointRecord& checkpoint) {
+  std::vector<FileSum> sums;
+  ASSIGN_OR_RETURN(const int64_t size, Inspect(folder, checkpoint, sums));
+  if (!verify_checksums_) return size;
+  const absl::Status whole = CompareChecksums(sums);
+  if (absl::IsInvalidArgument(whole)) return Rejected(folder, whole.message());
+  RETURN_IF_ERROR(whole);
+  return size;
+}
+
+absl::StatusOr<int64_t> Publisher::Inspect(const std::string& folder,
+                                           const CheckpointRecord& checkpoint,
+                                           std::vector<FileSum>& sums) {
   const std::string manifest_path = absl::StrCat(folder, kManifest);
   struct stat st;
   if (::lstat(manifest_path.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) {
@@ -162,13 +160,9 @@ absl::StatusOr<int64_t> Publisher::Verify(const std::string& folder,
                       absl::StrCat(name, " has ", st.st_size, " bytes, the manifest says ", size));
     }
     total += size;
-    if (!verify_checksums_) continue;
-    ASSIGN_OR_RETURN(const uint32_t got, FileCrc32c(path));
-    const std::string want = JsonGet<std::string>(file, "crc32c").value_or("");
-    if (absl::StrFormat("%08x", got) != want) {
-      return Rejected(folder,
-                      absl::StrFormat("%s has crc32c %08x, the manifest says %s", name, got, want));
-    }
+    sums.push_back({path, name, JsonGet<std::string>(file, "crc32c").value_or(""), size,
+                    int64_t{st.st_mtim.tv_sec} * 1'000'000'000 + st.st_mtim.tv_nsec,
+                    static_cast<uint64_t>(st.st_ino)});
   }
   return total;
 }
@@ -269,6 +263,13 @@ absl::Status Publisher::Recover() {
   return absl::OkStatus();
 }
 
+absl::optional<absl::Status> Publisher::IsWhole(const CheckpointRecord& checkpoint) {
+  if (checker_ == nullptr) return Verify(checkpoint.path, checkpoint).status();
+  std::vector<FileSum> sums;
+  const absl::Status status = Inspect(checkpoint.path, checkpoint, sums).status();
+  return status.ok() ? checker_->Ask(checkpoint.path, sums) : status;
+}
+
 absl::StatusOr<std::string> Publisher::ResumePath(const JobRecord& job) {
   if (!job.needs.resumable) return std::string();
   ASSIGN_OR_RETURN(const auto checkpoints, store_.ListCheckpoints(job.id, 0, kMaxResumeChoices));
@@ -278,10 +279,18 @@ absl::StatusOr<std::string> Publisher::ResumePath(const JobRecord& job) {
       return absl::UnavailableError(
           absl::StrCat("folder ", Parent(c.path), " of committed checkpoints is not there"));
     }
-    const absl::Status status = Verify(c.path, c).status();
+    const absl::optional<absl::Status> verdict = IsWhole(c);
+    if (!verdict) {
+      return absl::UnavailableError(
+          absl::StrCat("the checksums of the checkpoint of step ", c.step, " are being read"));
+    }
+    const absl::Status& status = *verdict;
     if (status.ok()) return c.path;
     // Only what was seen to be wrong counts; a file that cannot be read may be whole.
-    if (!absl::IsInvalidArgument(status)) return absl::UnavailableError(status.message());
+    if (!absl::IsInvalidArgument(status)) {
+      return absl::UnavailableError(
+          absl::StrCat("its checkpoints cannot be read: ", status.message()));
+    }
     SY_LOG(WARNING) << "checkpoint rejected job=" << job.id << " step=" << c.step
                     << " error=" << status.message();
     RETURN_IF_ERROR(store_.RejectCheckpoint(c, std::string(status.message())));

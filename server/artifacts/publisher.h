@@ -7,11 +7,13 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "server/artifacts/checksum_checker.h"
 #include "server/store/store.h"
 
 namespace switchyard {
@@ -28,9 +30,15 @@ struct CommitRequest {
 // Thread-safe; blocks on files.
 class Publisher {
  public:
-  // `verify_checksums`: also read every byte and compare with the manifest's crc32c.
-  Publisher(Store& store, std::string artifact_root, bool verify_checksums)
-      : store_(store), root_(std::move(artifact_root)), verify_checksums_(verify_checksums) {}
+  // `verify_checksums`: before a checkpoint is published, also read every byte and compare with the
+  // manifest's crc32c. With a `checker`, which outlives this, they are compared before a checkpoint
+  // is resumed from, on its thread; without one, as before a publication.
+  Publisher(Store& store, std::string artifact_root, bool verify_checksums,
+            ChecksumChecker* checker = nullptr)
+      : store_(store),
+        root_(std::move(artifact_root)),
+        verify_checksums_(verify_checksums),
+        checker_(checker) {}
 
   // Idempotent: the same request again answers the same checkpoint, also when the first one is
   // still being carried out (an agent whose connection broke asks again): then it waits for its
@@ -44,7 +52,8 @@ class Publisher {
   // The newest committed checkpoint whose files still verify; empty: none, or the job's checkpoints
   // lack the optimizer's state, so that a new attempt starts from the beginning. One that does not
   // verify is rejected for good, so that its step can be committed again.
-  // Errors: Unavailable when the artifacts cannot be read now: they may be there all the same.
+  // Errors, for people: Unavailable when the artifacts cannot be read now (they may be there all
+  // the same), or when their checksums are not known yet: to be asked again.
   absl::StatusOr<std::string> ResumePath(const JobRecord& job);
 
  private:
@@ -54,11 +63,17 @@ class Publisher {
 
   absl::Status Publish(const CheckpointRecord& checkpoint);
   absl::StatusOr<int64_t> Verify(const std::string& folder, const CheckpointRecord& checkpoint);
+  // As Verify, but for the checksums: adds to `sums` what the manifest says of them.
+  absl::StatusOr<int64_t> Inspect(const std::string& folder, const CheckpointRecord& checkpoint,
+                                  std::vector<FileSum>& sums);
+  // Whether it can be resumed from; none: its checksums are being read.
+  absl::optional<absl::Status> IsWhole(const CheckpointRecord& checkpoint);
   void RemoveRetired(const JobId& job);
 
   Store& store_;
   const std::string root_;
   const bool verify_checksums_;
+  ChecksumChecker* const checker_;
   absl::Mutex mu_;
   std::set<Place> claimed_ ABSL_GUARDED_BY(mu_);
 };

@@ -190,5 +190,86 @@ TEST_F(PublisherTest, ArtifactsThatCannotBeReachedRejectNothing) {
   EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
 }
 
+// Checksums read by a thread.
+class CheckedPublisherTest : public PublisherTest {
+ protected:
+  void SetUp() override {
+    PublisherTest::SetUp();
+    checker_ = std::make_unique<ChecksumChecker>([this] {
+      absl::MutexLock lock(&mu_);
+      ++verdicts_;
+    });
+    publisher_ = std::make_unique<Publisher>(*store_, root_, false, checker_.get());
+  }
+  void TearDown() override {
+    checker_->Stop();
+    PublisherTest::TearDown();
+  }
+  void AwaitVerdicts(int count) {
+    absl::MutexLock lock(&mu_);
+    const auto there = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return verdicts_ >= count; };
+    ASSERT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(30)));
+  }
+  int verdicts() {
+    absl::MutexLock lock(&mu_);
+    return verdicts_;
+  }
+
+  absl::Mutex mu_;
+  int verdicts_ ABSL_GUARDED_BY(mu_) = 0;
+  std::unique_ptr<ChecksumChecker> checker_;
+};
+
+TEST_F(CheckedPublisherTest, AJobWaitsForTheChecksumsOnce) {
+  ASSERT_THAT(publisher_->Commit(Write(5)), IsOk());
+  const JobRecord job = *store_->GetJob(job_);
+  EXPECT_THAT(publisher_->ResumePath(job),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("step 5 are being read")));
+  AwaitVerdicts(1);
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
+  EXPECT_EQ(verdicts(), 1) << "files that stay as they are, are not read again";
+  // The same bytes in another file are another file.
+  ASSERT_THAT(ReplaceFile(Final(5) + "/model.safetensors", "weights"), IsOk());
+  EXPECT_THAT(publisher_->ResumePath(job), StatusIs(absl::StatusCode::kUnavailable));
+  AwaitVerdicts(2);
+  EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
+}
+
+TEST_F(CheckedPublisherTest, AFlippedBitCostsOneCheckpoint) {
+  ASSERT_THAT(publisher_->Commit(Write(5)), IsOk());
+  ASSERT_THAT(publisher_->Commit(Write(6)), IsOk());
+  const JobRecord job = *store_->GetJob(job_);
+  ASSERT_THAT(ReplaceFile(Final(6) + "/model.safetensors", "wEights"), IsOk());
+  EXPECT_THAT(publisher_->ResumePath(job), StatusIs(absl::StatusCode::kUnavailable));
+  AwaitVerdicts(1);
+  EXPECT_THAT(publisher_->ResumePath(job),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("step 5 are being read")));
+  EXPECT_THAT(LastEvent(), testing::AllOf(HasSubstr("CHECKPOINT_REJECTED"), HasSubstr("step 6"),
+                                          HasSubstr("model.safetensors has crc32c")));
+  AwaitVerdicts(2);
+  EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
+}
+
+TEST(ChecksumCheckerTest, AFileThatCannotBeReadIsTriedAgain) {
+  absl::Mutex mu;
+  int verdicts = 0;
+  ChecksumChecker checker([&] {
+    absl::MutexLock lock(&mu);
+    ++verdicts;
+  });
+  const std::vector<FileSum> files = {{"/no/such/file", "file", "00000000", 1, 2, 3}};
+  for (int round = 1; round <= 2; ++round) {
+    EXPECT_EQ(checker.Ask("/no/such", files), absl::nullopt);
+    {
+      absl::MutexLock lock(&mu);
+      const auto there = [&] { return verdicts >= round; };
+      ASSERT_TRUE(mu.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(30)));
+    }
+    const absl::optional<absl::Status> verdict = checker.Ask("/no/such", files);
+    ASSERT_TRUE(verdict.has_value());
+    EXPECT_TRUE(absl::IsNotFound(*verdict)) << *verdict;
+  }
+}
+
 }  // namespace
 }  // namespace switchyard

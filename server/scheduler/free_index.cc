@@ -9,7 +9,7 @@ FreeIndex::FreeIndex(const std::vector<NodeView>& nodes, std::string kind)
     : kind_(std::move(kind)) {
   for (const NodeView& node : nodes) {
     Slot slot{&node, 0, 0, false};
-    const bool open = node.reachable && !node.cordoned;
+    const bool open = node.usable();
     int devices = 0;
     for (const DeviceView& d : node.devices) {
       if (d.kind != kind_) continue;

@@ -31,7 +31,8 @@ SchedulerLoop::SchedulerLoop(
       on_expired_(std::move(on_expired)),
       config_(config),
       health_(store, config.health),
-      view_(store) {}
+      view_(store),
+      quarantine_(store, config.quarantine) {}
 
 void SchedulerLoop::Start(absl::Duration hold) {
   thread_ = Thread("scheduler", [this, hold](const StopToken& stop) { Loop(hold, stop); });
@@ -96,10 +97,9 @@ absl::Status SchedulerLoop::ChooseCheckpoints(Plan& plan) {
     if (job.current_attempt > 0) {
       absl::StatusOr<std::string> path = resume_path_(job);
       if (!path.ok()) {
-        SY_LOG(WARNING) << "job not placed job=" << job.id << " error=" << path.status().message();
-        plan.pending.push_back(
-            {gang.job, gang.version, PendingReason::kMaintenance,
-             absl::StrCat("its checkpoints cannot be read: ", path.status().message())});
+        SY_LOG(INFO) << "job not placed job=" << job.id << " error=" << path.status().message();
+        plan.pending.push_back({gang.job, gang.version, PendingReason::kMaintenance,
+                                std::string(path.status().message())});
         continue;
       }
       gang.resume_from = *std::move(path);
@@ -149,9 +149,27 @@ absl::Status SchedulerLoop::WatchLive(absl::Duration now) {
   return told;
 }
 
+absl::Status SchedulerLoop::Quarantine(absl::Duration now) {
+  std::vector<QuarantineChange> changes;
+  quarantine_.Collect();
+  {
+    absl::MutexLock lock(&view_mu_);
+    RETURN_IF_ERROR(Refresh());
+    changes = quarantine_.Update(now, view_.snapshot().nodes);
+  }
+  for (const QuarantineChange& change : changes) {
+    const bool held = !change.quarantine.message.empty();
+    SY_LOG(WARNING) << (held ? "node quarantined node=" : "node released node=") << change.node
+                    << " level=" << change.quarantine.level;
+    RETURN_IF_ERROR(store_.SetQuarantine(change.node, change.quarantine));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SchedulerLoop::RunOnce() {
   RETURN_IF_ERROR(ExpireLeases());
   const absl::Duration now = clock_.Monotonic();
+  RETURN_IF_ERROR(Quarantine(now));
   Plan plan;
   {
     absl::MutexLock lock(&view_mu_);

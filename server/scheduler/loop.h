@@ -16,6 +16,7 @@
 #include "base/thread.h"
 #include "server/scheduler/health.h"
 #include "server/scheduler/lease.h"
+#include "server/scheduler/quarantine.h"
 #include "server/scheduler/view.h"
 #include "server/snapshot.h"
 #include "server/store/store.h"
@@ -26,6 +27,7 @@ struct SchedulerConfig {
   // What a preempted gang gets for its last step and its checkpoint.
   absl::Duration preemption_grace = absl::Seconds(60);
   HealthConfig health;
+  QuarantineConfig quarantine;
 };
 
 class SchedulerLoop {
@@ -54,6 +56,7 @@ class SchedulerLoop {
  private:
   void Loop(absl::Duration hold, const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ExpireLeases();
+  absl::Status Quarantine(absl::Duration now) ABSL_LOCKS_EXCLUDED(view_mu_);
   absl::Status Refresh() ABSL_EXCLUSIVE_LOCKS_REQUIRED(view_mu_);
   // Fills in where gangs resume from; takes those out of the plan whose checkpoints cannot be read.
   absl::Status ChooseCheckpoints(Plan& plan);
@@ -79,6 +82,7 @@ class SchedulerLoop {
   // Held while the view reads the database: only Snapshot's callers wait for it.
   absl::Mutex view_mu_;
   ClusterView view_ ABSL_GUARDED_BY(view_mu_);
+  QuarantineTracker quarantine_;  // after the view; only RunOnce's
 
   absl::Mutex mu_;
   bool woken_ ABSL_GUARDED_BY(mu_) = false;

@@ -84,8 +84,7 @@ class Decision {
   bool EnoughWithout(const Kind& kind, const WaitingJob& job) const {
     int usable = kind.index.usable();
     for (const NodeView& node : snapshot_.nodes) {
-      if (!node.reachable || node.cordoned ||
-          !std::binary_search(job.avoided.begin(), job.avoided.end(), node.id)) {
+      if (!node.usable() || !std::binary_search(job.avoided.begin(), job.avoided.end(), node.id)) {
         continue;
       }
       for (const DeviceView& d : node.devices) usable -= d.kind == kind.index.kind() ? 1 : 0;
@@ -117,7 +116,7 @@ class Decision {
     Wait(job, reason, [&] {
       return absl::StrCat("place job ", job.id.value(), ": the gang needs ", job.num_ranks, ", ",
                           Describe(job.cpu_only, /*free=*/true),
-                          usable ? "" : "; nodes are silent or cordoned",
+                          usable ? "" : "; nodes are silent, cordoned or quarantined",
                           held_back ? "; free ones are held for a job before it" : "",
                           ahead > 0 ? absl::StrCat("; ", ahead, " jobs wait before it") : "");
     });
@@ -187,7 +186,7 @@ std::vector<KindCount> CountDevices(const std::vector<NodeView>& nodes) {
     return counts.back();
   };
   for (const NodeView& node : nodes) {
-    const bool usable = node.reachable && !node.cordoned;
+    const bool usable = node.usable();
     for (const DeviceView& d : node.devices) {
       KindCount& count = count_of(d.kind);
       count.total += 1;

@@ -93,6 +93,8 @@ void ClusterView::PutNode(const NodeRecord& record) {
   view.id = record.id;
   view.cordoned = record.scheduling != NodeScheduling::kActive;
   view.draining = record.scheduling == NodeScheduling::kDraining;
+  view.quarantined = !record.quarantine.message.empty();
+  view.quarantine_level = record.quarantine.level;
   for (const DeviceRecord& d : record.devices) view.devices.push_back({d.index, d.kind, false});
   if (known) {
     *it = std::move(view);

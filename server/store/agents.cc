@@ -233,6 +233,8 @@ absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
     }
     tx.changes.nodes.insert(node.id);
     tx.changes.scheduling_nodes.insert(node.id);
+    tx.changes.node_signals.push_back(
+        {node.id, before && !same_life ? NodeSignalKind::kRestarted : NodeSignalKind::kRegistered});
     tx.changes.schedule = true;
     return absl::OkStatus();
   }));
@@ -360,6 +362,7 @@ absl::Status Store::NodeLost(const NodeId& node, const Incarnation& incarnation)
     const absl::Status holder = CheckIncarnation(tx.db, node, incarnation);
     if (absl::IsAborted(holder)) return absl::OkStatus();  // registered anew, or lost before
     RETURN_IF_ERROR(holder);
+    tx.changes.node_signals.push_back({node, NodeSignalKind::kLost});
     return LoseNode(
         tx, node, absl::StrCat("node ", node.value(), " was not heard of until its lease expired"));
   });

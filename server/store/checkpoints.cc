@@ -98,6 +98,15 @@ absl::StatusOr<CheckpointRecord> Store::EndCheckpoint(const CheckpointRecord& ch
   return stored;
 }
 
+absl::Status DropCheckpoint(Transaction& tx, CheckpointRecord checkpoint, const std::string& why) {
+  checkpoint.state = CheckpointState::kDropped;
+  RETURN_IF_ERROR(PutCheckpoint(tx, checkpoint));
+  ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, checkpoint.job));
+  return AddEvent(tx, job, "WARNING",
+                  absl::StrCat("CHECKPOINT_REJECTED: the checkpoint of step ", checkpoint.step,
+                               " will not be used: ", why));
+}
+
 absl::Status Store::RejectCheckpoint(const CheckpointRecord& checkpoint, const std::string& why) {
   return Write([&](Transaction& tx) -> absl::Status {
     ASSIGN_OR_RETURN(absl::optional<CheckpointRecord> row,
@@ -107,12 +116,7 @@ absl::Status Store::RejectCheckpoint(const CheckpointRecord& checkpoint, const s
         row->commit_seq != checkpoint.commit_seq) {
       return absl::OkStatus();
     }
-    row->state = CheckpointState::kDropped;
-    RETURN_IF_ERROR(PutCheckpoint(tx, *row));
-    ASSIGN_OR_RETURN(JobRecord job, LoadJob(tx.db, checkpoint.job));
-    return AddEvent(tx, job, "WARNING",
-                    absl::StrCat("CHECKPOINT_REJECTED: the checkpoint of step ", row->step,
-                                 " is no longer whole and will not be used: ", why));
+    return DropCheckpoint(tx, *row, why);
   });
 }
 

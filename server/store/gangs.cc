@@ -37,6 +37,33 @@ absl::StatusOr<int64_t> CommittedStep(Database& db, const JobId& job) {
   return query.IntAt(0);
 }
 
+absl::StatusOr<bool> HasSteps(Database& db, const AttemptId& id) {
+  ASSIGN_OR_RETURN(Query query,
+                   db.Prepare("SELECT 1 FROM step_metrics WHERE job = ? AND attempt = ? LIMIT 1"));
+  return query.Bind(id.job.value(), id.number).Step();
+}
+
+// None: the attempt began anew, or from what is no committed checkpoint of its job.
+absl::StatusOr<absl::optional<CheckpointRecord>> ResumedCheckpoint(Database& db,
+                                                                   const AttemptRecord& attempt) {
+  absl::optional<CheckpointRecord> found;
+  if (attempt.resume_from.empty()) return found;
+  ASSIGN_OR_RETURN(Query query,
+                   db.Prepare(absl::StrCat("SELECT ", kCheckpointColumns,
+                                           " FROM checkpoints WHERE job = ? AND path = ? "
+                                           "AND state = ?")));
+  query.Bind(attempt.id.job.value(), attempt.resume_from, CheckpointState::kCommitted);
+  ASSIGN_OR_RETURN(const bool row, query.Step());
+  if (row) found = ReadCheckpoint(query);
+  return found;
+}
+
+absl::StatusOr<bool> HasOlderCheckpoint(Database& db, const CheckpointRecord& checkpoint) {
+  ASSIGN_OR_RETURN(Query query, db.Prepare("SELECT 1 FROM checkpoints WHERE job = ? AND step < ? "
+                                           "AND state = ? LIMIT 1"));
+  return query.Bind(checkpoint.job.value(), checkpoint.step, CheckpointState::kCommitted).Step();
+}
+
 // The plan chose the checkpoint to resume from before this transaction. A publication that is still
 // being carried out would give a newer one, and retention may have taken the chosen one.
 absl::Status CheckResumePath(Transaction& tx, const GangPlacement& gang) {
@@ -64,15 +91,17 @@ absl::Status CheckResumePath(Transaction& tx, const GangPlacement& gang) {
 absl::Status CheckNodes(Transaction& tx, const GangPlacement& gang) {
   for (const GangMember& member : gang.members) {
     ASSIGN_OR_RETURN(Query query,
-                     tx.db.Prepare("SELECT scheduling, lost FROM nodes WHERE name = ?"));
+                     tx.db.Prepare("SELECT scheduling, lost, EXISTS (SELECT 1 FROM quarantines q "
+                                   "WHERE q.node = nodes.name AND q.message <> '') FROM nodes "
+                                   "WHERE name = ?"));
     ASSIGN_OR_RETURN(const bool found, query.Bind(member.node.value()).Step());
-    if (found && query.IntAt(1) == 0 &&
+    if (found && query.IntAt(1) == 0 && query.IntAt(2) == 0 &&
         query.IntAt(0) == static_cast<int64_t>(NodeScheduling::kActive)) {
       continue;
     }
     return absl::AbortedError(absl::StrCat("place job ", gang.job.value(), ": node ",
                                            member.node.value(),
-                                           " is lost, cordoned or being drained"));
+                                           " is lost, cordoned, being drained or quarantined"));
   }
   return absl::OkStatus();
 }
@@ -219,8 +248,24 @@ absl::Status AdvanceGang(Transaction& tx, const AttemptId& id) {
     ASSIGN_OR_RETURN(gang.attempt, LoadAttempt(tx.db, id));
     ASSIGN_OR_RETURN(gang.placements, LoadPlacements(tx.db, id));
     ASSIGN_OR_RETURN(gang.final_checkpoint, HasFinalCheckpoint(tx.db, id.job));
+    absl::optional<CheckpointRecord> resumed;
+    if (gang.attempt.failure && gang.attempt.failure->reason == FailureReason::kCheckpointInvalid) {
+      ASSIGN_OR_RETURN(gang.stepped, HasSteps(tx.db, id));
+      ASSIGN_OR_RETURN(resumed, ResumedCheckpoint(tx.db, gang.attempt));
+      if (resumed) {
+        ASSIGN_OR_RETURN(gang.older_checkpoint, HasOlderCheckpoint(tx.db, *resumed));
+      }
+    }
     const GangHop hop = NextHop(gang);
     if (hop.none()) return absl::OkStatus();
+    if (hop.reject_checkpoint) {
+      RETURN_IF_ERROR(DropCheckpoint(tx, *resumed, hop.failure->message));
+      ASSIGN_OR_RETURN(job, LoadJob(tx.db, id.job));
+    }
+    if (hop.failure && DomainOf(hop.failure->reason) == FailureDomain::kHardware &&
+        !hop.failure->node.empty() && hop.attempt && IsFinal(*hop.attempt)) {
+      tx.changes.node_signals.push_back({NodeId(hop.failure->node), NodeSignalKind::kBroken});
+    }
     if (hop.attempt) {
       RETURN_IF_ERROR(MoveAttempt(tx, job, gang.attempt, *hop.attempt, hop.failure,
                                   hop.job ? "" : hop.message));

@@ -83,11 +83,12 @@ absl::Status UpdateJob(Transaction& tx, JobRecord& job) {
   job.update_time = tx.now;
   ASSIGN_OR_RETURN(
       Query query,
-      tx.db.Prepare("UPDATE jobs SET version = ?, state = ?, pending = ?, message = ?, "
-                    "stop_target = ?, stop_grace_ms = ?, current_attempt = ?, retries_used = ?, "
-                    "backoff_ms = ?, update_time = ?, failure = ?, start_time = ?, end_time = ?, "
-                    "stop_reason = ?, user_retries_used = ?, no_progress = ?, progress_step = ?, "
-                    "fingerprint = ?, avoided = ? WHERE name = ?"));
+      tx.db.Prepare(
+          "UPDATE jobs SET version = ?, state = ?, pending = ?, message = ?, "
+          "stop_target = ?, stop_grace_ms = ?, current_attempt = ?, retries_used = ?, "
+          "backoff_ms = ?, update_time = ?, failure = ?, start_time = ?, end_time = ?, "
+          "stop_reason = ?, user_retries_used = ?, no_progress = ?, progress_step = ?, "
+          "fingerprint = ?, avoided = ?, free_failures = ?, fell_back = ? WHERE name = ?"));
   query.Bind(job.version, job.state, job.pending, job.message, job.stop_target,
              absl::ToInt64Milliseconds(job.stop_grace), job.current_attempt, job.retry.retries_used,
              absl::ToInt64Milliseconds(job.backoff), ToRow(job.update_time));
@@ -100,7 +101,9 @@ absl::Status UpdateJob(Transaction& tx, JobRecord& job) {
       .Int(17, job.retry.progress_step)
       .Text(18, job.retry.fingerprint)
       .Text(19, ToRow(job.retry.avoided))
-      .Text(20, job.id.value());
+      .Int(20, job.retry.free_failures)
+      .Int(21, job.retry.fell_back ? 1 : 0)
+      .Text(22, job.id.value());
   ASSIGN_OR_RETURN(const int64_t changed, query.Run());
   if (changed == 0) return absl::NotFoundError(absl::StrCat("job ", job.id.value(), " is gone"));
   tx.changes.jobs.insert(job.id);

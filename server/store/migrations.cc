@@ -239,6 +239,17 @@ ALTER TABLE new_events RENAME TO events;
 ALTER TABLE nodes ADD COLUMN agent_id TEXT NOT NULL DEFAULT '';
 ALTER TABLE nodes ADD COLUMN boots INTEGER NOT NULL DEFAULT 0 CHECK (boots >= 0);
 )sql",
+    // Nodes that come and go; attempts that cost no budget. A row of nodes is replaced with every
+    // registration, quarantines stay.
+    R"sql(
+CREATE TABLE quarantines (
+  node TEXT PRIMARY KEY,
+  level INTEGER NOT NULL CHECK (level > 0),
+  message TEXT NOT NULL
+) STRICT;
+ALTER TABLE jobs ADD COLUMN free_failures INTEGER NOT NULL DEFAULT 0 CHECK (free_failures >= 0);
+ALTER TABLE jobs ADD COLUMN fell_back INTEGER NOT NULL DEFAULT 0 CHECK (fell_back IN (0, 1));
+)sql",
 };
 
 }  // namespace

@@ -6,6 +6,11 @@
 #include "server/store/transaction.h"
 
 namespace switchyard {
+namespace {
+
+constexpr char kCoordinatorActor[] = "coordinator";
+
+}  // namespace
 
 absl::StatusOr<NodeRecord> LoadNode(Database& db, const NodeId& node) {
   ASSIGN_OR_RETURN(Query query,
@@ -69,6 +74,11 @@ absl::StatusOr<NodeRecord> Store::SetNodeScheduling(const NodeId& node, NodeSche
                              : scheduling == NodeScheduling::kCordoned ? "CordonNode"
                                                                        : "DrainNode",
                              node.value(), message));
+    if (scheduling == NodeScheduling::kActive) {
+      ASSIGN_OR_RETURN(Query query, tx.db.Prepare("DELETE FROM quarantines WHERE node = ?"));
+      RETURN_IF_ERROR(query.Bind(node.value()).Run().status());
+      tx.changes.node_signals.push_back({node, NodeSignalKind::kResumed});
+    }
     tx.changes.schedule = true;
     tx.changes.scheduling_nodes.insert(node);
     if (scheduling == NodeScheduling::kDraining) {
@@ -85,6 +95,35 @@ absl::StatusOr<NodeRecord> Store::SetNodeScheduling(const NodeId& node, NodeSche
     return absl::OkStatus();
   }));
   return stored;
+}
+
+absl::Status Store::SetQuarantine(const NodeId& node, const QuarantineRecord& quarantine) {
+  return Write([&](Transaction& tx) -> absl::Status {
+    ASSIGN_OR_RETURN(const NodeRecord before, LoadNode(tx.db, node));
+    if (before.quarantine == quarantine) return absl::OkStatus();
+    {
+      ASSIGN_OR_RETURN(Query query,
+                       tx.db.Prepare("INSERT OR REPLACE INTO quarantines VALUES (?, ?, ?)"));
+      query.Bind(node.value(), quarantine.level, quarantine.message);
+      RETURN_IF_ERROR(query.Run().status());
+    }
+    tx.changes.schedule = true;
+    tx.changes.scheduling_nodes.insert(node);
+    if (quarantine.message.empty()) {
+      return AddAudit(tx, kCoordinatorActor, "ReleaseNode", node.value(), "");
+    }
+    RETURN_IF_ERROR(
+        AddAudit(tx, kCoordinatorActor, "QuarantineNode", node.value(), quarantine.message));
+    // What runs there goes on; its users should know on what ground it stands.
+    ASSIGN_OR_RETURN(const std::vector<AttemptId> open, OpenAttemptsOf(tx.db, node));
+    for (const AttemptId& id : open) {
+      ASSIGN_OR_RETURN(const JobRecord job, LoadJob(tx.db, id.job));
+      RETURN_IF_ERROR(
+          AddEvent(tx, job, "WARNING",
+                   absl::StrCat("node ", node.value(), " is quarantined: ", quarantine.message)));
+    }
+    return absl::OkStatus();
+  });
 }
 
 absl::StatusOr<NodeRecord> Store::ConfirmNodeDead(const NodeId& node, const std::string& actor,

@@ -9,6 +9,7 @@
 namespace switchyard {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -294,6 +295,47 @@ TEST_F(StoreOrdersTest, NoGangIsPlacedBesideAPublicationOrFromAnOldChoice) {
   gang.resume_from = c.path;
   ASSERT_THAT(store_->Apply(Plan{{gang}, {}}), IsOk());
   EXPECT_EQ(Job(attempt).state, JobState::kStarting);
+}
+
+TEST_F(StoreOrdersTest, ARefusedCheckpointIsRejectedAndTheOneBeforeIsUsed) {
+  Register("a");
+  AttemptId attempt = RunResumable("j", {"a"});
+  for (const int64_t step : {10, 20}) {
+    CheckpointRecord c;
+    c.job = attempt.job;
+    c.attempt = attempt.number;
+    c.step = step;
+    c.path = absl::StrCat("/artifacts/step-", step);
+    const auto row = store_->BeginCheckpoint(NodeId("a"), Incarnation("i-a"), c);
+    ASSERT_THAT(row, IsOk());
+    ASSERT_THAT(store_->EndCheckpoint(*row, absl::OkStatus()), IsOk());
+  }
+  ASSERT_THAT(store_->PauseJob(attempt.job, absl::Seconds(1), {}), IsOk());
+  Stopped("a", attempt);
+  ASSERT_THAT(store_->ResumeJob(attempt.job, {}), IsOk());
+
+  FailureRecord refusal;
+  refusal.reason = FailureReason::kCheckpointInvalid;
+  refusal.message = "model.safetensors: the header is not JSON";
+  const auto refuse = [&](const std::string& resume_from) {
+    attempt = Place(*store_->GetJob(attempt.job), {"a"}, resume_from);
+    Run("a", attempt);
+    Report("a", {Say("a", attempt, FinishedReport{false, false, refusal})});
+  };
+  refuse("/artifacts/step-20");
+  EXPECT_EQ(Job(attempt).state, JobState::kQueued) << Job(attempt).message;
+  EXPECT_EQ(Job(attempt).retry.retries_used, 0);
+  std::vector<int64_t> committed;
+  const auto left = store_->ListCheckpoints(attempt.job, 0, 10);
+  for (const CheckpointRecord& c : *left) committed.push_back(c.step);
+  EXPECT_THAT(committed, ElementsAre(10));
+  EXPECT_THAT(Events(attempt.job, "WARNING"),
+              ElementsAre(AllOf(HasSubstr("CHECKPOINT_REJECTED"), HasSubstr("step 20"),
+                                HasSubstr("model.safetensors: the header"))));
+
+  refuse("/artifacts/step-10");
+  EXPECT_EQ(Job(attempt).state, JobState::kFailed) << "two in a row are no accident of one file";
+  EXPECT_THAT(*store_->ListCheckpoints(attempt.job, 0, 10), SizeIs(1)) << "it is kept";
 }
 
 }  // namespace

@@ -105,7 +105,7 @@ const char kJobColumns[] =
     "stop_grace_ms, current_attempt, retries_used, backoff_ms, failure, validation_loss, "
     "create_time, update_time, start_time, end_time, priority, max_run_time_ms, max_user_retries, "
     "no_progress_limit, checkpoint_every, stop_reason, user_retries_used, no_progress, "
-    "progress_step, fingerprint, avoided, run_time_ms";
+    "progress_step, fingerprint, avoided, run_time_ms, free_failures, fell_back";
 
 JobRecord ReadJob(const Query& row) {
   JobRecord job;
@@ -157,6 +157,8 @@ JobRecord ReadJob(const Query& row) {
   job.retry.fingerprint = row.TextAt(c++);
   job.retry.avoided = TextsFromRow(row.TextAt(c++));
   job.run_time = absl::Milliseconds(row.IntAt(c++));
+  job.retry.free_failures = static_cast<int32_t>(row.IntAt(c++));
+  job.retry.fell_back = row.IntAt(c++) != 0;
   return job;
 }
 
@@ -246,7 +248,9 @@ CheckpointRecord ReadCheckpoint(const Query& row) {
 
 const char kNodeColumns[] =
     "name, incarnation, boot_id, address, version, devices, lost, acknowledged_report, "
-    "state_folder, scheduling, scheduling_message, agent_id, boots";
+    "state_folder, scheduling, scheduling_message, agent_id, boots, "
+    "coalesce((SELECT level FROM quarantines q WHERE q.node = nodes.name), 0), "
+    "coalesce((SELECT message FROM quarantines q WHERE q.node = nodes.name), '')";
 
 NodeRecord ReadNode(const Query& row) {
   NodeRecord node;
@@ -267,6 +271,7 @@ NodeRecord ReadNode(const Query& row) {
   node.scheduling_message = row.TextAt(10);
   node.agent_id = row.TextAt(11);
   node.boots = row.IntAt(12);
+  node.quarantine = {static_cast<int32_t>(row.IntAt(13)), row.TextAt(14)};
   return node;
 }
 

@@ -49,6 +49,8 @@ void ChangeSet::Merge(ChangeSet&& other) {
   attempt_changes.insert(attempt_changes.end(),
                          std::make_move_iterator(other.attempt_changes.begin()),
                          std::make_move_iterator(other.attempt_changes.end()));
+  node_signals.insert(node_signals.end(), std::make_move_iterator(other.node_signals.begin()),
+                      std::make_move_iterator(other.node_signals.end()));
   stale_reports += other.stale_reports;
 }
 

@@ -55,6 +55,18 @@ struct StepChange {
   int32_t slow_rank = -1;
   double slow_ratio = 0;
 };
+// What may show that a node comes and goes.
+enum class NodeSignalKind {
+  kRegistered,  // a session began; the agent is the same
+  kRestarted,   // another life of the agent took over: its machine booted, or its folder was lost
+  kLost,        // its lease expired
+  kBroken,      // hardware failed under an attempt there
+  kResumed,     // an operator says that it is well
+};
+struct NodeSignal {
+  NodeId node;
+  NodeSignalKind kind = NodeSignalKind::kRegistered;
+};
 struct ChangeSet {
   std::set<JobId> jobs;               // records, events, steps or logs
   std::set<NodeId> nodes;             // orders
@@ -65,6 +77,7 @@ struct ChangeSet {
   std::vector<std::pair<JobId, int64_t>> committed_steps;  // checkpoints
   std::vector<JobChange> job_changes;
   std::vector<AttemptChange> attempt_changes;
+  std::vector<NodeSignal> node_signals;
   int64_t stale_reports = 0;
   void Merge(ChangeSet&& other);
 };
@@ -205,6 +218,9 @@ class Store {
   absl::StatusOr<NodeRecord> SetNodeScheduling(const NodeId& node, NodeScheduling scheduling,
                                                absl::Duration grace, const std::string& actor,
                                                const std::string& message);
+  // A message holds the node from placement, an empty one releases it. Recorded in the audit log,
+  // and told to the jobs that have a part there. Errors: NotFound NODE_NOT_FOUND.
+  absl::Status SetQuarantine(const NodeId& node, const QuarantineRecord& quarantine);
   // The operator says that nothing runs there; the caller has made sure that it is not heard from.
   // Errors: NotFound NODE_NOT_FOUND.
   absl::StatusOr<NodeRecord> ConfirmNodeDead(const NodeId& node, const std::string& actor,

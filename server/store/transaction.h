@@ -48,6 +48,9 @@ absl::Status StopGang(Transaction& tx, JobRecord& job, StopTarget target, StopRe
 // Ends all conditions of a job that has no live attempt any more, with an event each.
 absl::Status ClearConditions(Transaction& tx, const JobRecord& job);
 
+// A committed checkpoint that nothing will resume from, with its event.
+absl::Status DropCheckpoint(Transaction& tx, CheckpointRecord checkpoint, const std::string& why);
+
 // One row of the audit log.
 absl::Status AddAudit(Transaction& tx, const std::string& actor, absl::string_view action,
                       const std::string& target, const std::string& message);
