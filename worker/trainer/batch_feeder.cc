@@ -5,32 +5,26 @@
 #include <algorithm>
 #include <utility>
 
-#include "worker/trainer/device.h"
-
 namespace switchyard {
 namespace {
 
 constexpr size_t kAhead = 2;  // micro-batches that wait to be taken
 
-at::Tensor Copy(const std::vector<int64_t>& values, bool pinned) {
-  at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())},
-                                at::TensorOptions().dtype(at::kLong).pinned_memory(pinned));
+at::Tensor Copy(const std::vector<int64_t>& values) {
+  at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
   std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<int64_t>());
   return tensor;
 }
 
 }  // namespace
 
-DecoderBatch ToTensors(const Microbatch& rows, bool pinned) {
-  return {Copy(rows.tokens, pinned), Copy(rows.targets, pinned), Copy(rows.positions, pinned),
-          rows.cu_seqlens};
+DecoderBatch ToTensors(const Microbatch& rows) {
+  return {Copy(rows.tokens), Copy(rows.targets), Copy(rows.positions), rows.cu_seqlens};
 }
 
-BatchFeeder::BatchFeeder(const Loader& loader, int64_t first_step, int64_t end_step,
-                         at::Device device)
-    : loader_(loader),
-      thread_("batches", [this, first_step, end_step, device](const StopToken& token) {
-        Fill(first_step, end_step, device, token);
+BatchFeeder::BatchFeeder(const Loader& loader, int64_t first_step, int64_t end_step)
+    : loader_(loader), thread_("batches", [this, first_step, end_step](const StopToken& token) {
+        Fill(first_step, end_step, token);
       }) {}
 
 BatchFeeder::~BatchFeeder() {
@@ -38,15 +32,13 @@ BatchFeeder::~BatchFeeder() {
   closed_ = true;
 }
 
-void BatchFeeder::Fill(int64_t first_step, int64_t end_step, at::Device device,
-                       const StopToken& token) {
+void BatchFeeder::Fill(int64_t first_step, int64_t end_step, const StopToken& token) {
   for (int64_t step = first_step; step < end_step; ++step) {
     for (int64_t m = 0; m < loader_.microbatches_per_step(); ++m) {
       if (token.StopRequested()) return;
       Item item{step, m, {}, nullptr};
       try {
-        UseDevice(device);
-        item.batch = ToTensors(loader_.Get(step, m), device.is_cuda());
+        item.batch = ToTensors(loader_.Get(step, m));
       } catch (...) {
         item.fault = std::current_exception();
       }

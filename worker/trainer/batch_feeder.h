@@ -1,5 +1,5 @@
-// Micro-batches as tensors, prepared ahead of the step that needs them by a thread of its own, in
-// pinned memory when they are for a GPU.
+// Micro-batches as tensors on the host, prepared ahead of the step that needs them by a thread of
+// its own. The model packs them into one pinned buffer on their way to a GPU (device_batch.h).
 #ifndef SWITCHYARD_WORKER_TRAINER_BATCH_FEEDER_H_
 #define SWITCHYARD_WORKER_TRAINER_BATCH_FEEDER_H_
 
@@ -15,15 +15,14 @@
 
 namespace switchyard {
 
-// `pinned`: in page-locked memory of the CUDA runtime.
-DecoderBatch ToTensors(const Microbatch& rows, bool pinned);
+DecoderBatch ToTensors(const Microbatch& rows);
 
 // One user thread. The tensors given out are the user's.
 class BatchFeeder {
  public:
   // Gives out the micro-batches of steps [first_step, end_step), in order. Copies `loader`, whose
-  // file it borrows. `device`: where they will be used.
-  BatchFeeder(const Loader& loader, int64_t first_step, int64_t end_step, at::Device device);
+  // file it borrows.
+  BatchFeeder(const Loader& loader, int64_t first_step, int64_t end_step);
   ~BatchFeeder();
 
   // The next micro-batch, which must be this one. Throws what preparing it threw.
@@ -35,7 +34,7 @@ class BatchFeeder {
     DecoderBatch batch;
     std::exception_ptr fault;
   };
-  void Fill(int64_t first_step, int64_t end_step, at::Device device, const StopToken& token);
+  void Fill(int64_t first_step, int64_t end_step, const StopToken& token);
   // False: the feeder is being destroyed.
   bool Push(Item item);
 

@@ -39,7 +39,7 @@ at::Device OpenGpu(const std::string& name, int index) {
   }
   c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
   const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
-  UseDevice(device);
+  c10::impl::VirtualGuardImpl(device.type()).setDevice(device);
   at::empty({1}, at::device(device));  // makes the context, so that faults of it show here
   return device;
 }
@@ -58,10 +58,6 @@ at::Device OpenDevice(const std::string& name) {
 #else
   Refuse(name, "this trainer was built without CUDA (cmake -DSY_CUDA=ON)");
 #endif
-}
-
-void UseDevice(at::Device device) {
-  if (device.is_cuda()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);
 }
 
 DeviceMemory ReadDeviceMemory(at::Device device) {

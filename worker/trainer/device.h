@@ -1,8 +1,9 @@
 // The device of a rank: opening it, its memory, and small results on their way to the host.
 //
 // Streams: everything a step computes is queued on the current (default) stream of the device.
-// Copies of micro-batches go the same way, from pinned memory, so that they wait for nothing;
-// loading and saving have a copy stream of their own (checkpoint/staging.h).
+// Copies of micro-batches and of weights being loaded go the same way, from pinned memory, so that
+// they wait for nothing. Only offloaded activations travel on a stream of their own
+// (models/activation_offload.h). Saving waits for each piece it copies to the host.
 #ifndef SWITCHYARD_WORKER_TRAINER_DEVICE_H_
 #define SWITCHYARD_WORKER_TRAINER_DEVICE_H_
 
@@ -20,8 +21,6 @@ namespace switchyard {
 // Throws TrainError CONFIG_INVALID: a name of another form, a build without CUDA, no such GPU, or a
 // GPU whose compute capability is not 9.0; the message says what was found.
 at::Device OpenDevice(const std::string& name);
-// Makes an opened device the current one of another thread.
-void UseDevice(at::Device device);
 
 struct DeviceMemory {
   int64_t allocated_bytes = 0;  // by tensors now

@@ -434,8 +434,8 @@ std::string Session::DescribeOutOfMemory(const c10::Error& error) const {
   return absl::StrCat(
       what.substr(0, what.find('\n')), "; planned ", plan_.total(), " bytes (weights ",
       plan_.weights, ", gradients ", plan_.gradients, ", optimizer ", plan_.optimizer,
-      ", activations ", plan_.activations, ", buffers ", plan_.buffers, "), peak ",
-      memory.peak_bytes,
+      ", activations ", plan_.activations, ", buffers ", plan_.buffers, ", of which ",
+      plan_.overlap, " are never there together with the rest), peak ", memory.peak_bytes,
       ". A smaller batch.local_batch_size or pack_length, "
       "activation checkpointing, bfloat16 moments and gradients, or more ranks need less");
 }
@@ -449,7 +449,7 @@ void Session::Validate(int64_t steps_done) {
   for (TokenSource& source : validation_) {
     StepSums sums;
     for (int64_t step = 0; step < source.loader->steps_per_epoch(); ++step) {
-      sums.Add(decoder_->Evaluate(ToTensors(source.loader->Get(step, 0), device_.is_cuda())));
+      sums.Add(decoder_->Evaluate(ToTensors(source.loader->Get(step, 0))));
     }
     const StepNumbers numbers = sums.Unpack(HostCopy(sums.Reduce(World())).Wait());
     const double loss = numbers.ce / static_cast<double>(std::max<int64_t>(numbers.supervised, 1));
@@ -551,7 +551,7 @@ void Session::AwaitLastCommit() {
 TrainResult Session::Run() {
   Load();
   EnterPhase("training");
-  feeder_ = std::make_unique<BatchFeeder>(*train_.loader, steps_done_, total_steps_, device_);
+  feeder_ = std::make_unique<BatchFeeder>(*train_.loader, steps_done_, total_steps_);
   ResetPeakDeviceMemory(device_);
   const TrainConfig::Batch& batch = config_.batch;
   const TrainConfig::Checkpoint& checkpoint = config_.checkpoint;

@@ -20,8 +20,9 @@ class ActivationOffload {
   ActivationOffload();
   ~ActivationOffload();
 
-  // To the host, after what the current stream has been told so far. The device memory is free for
-  // others as soon as the copy has read it.
+  // To the host, after what the current stream has been told so far. The allocator gives the device
+  // memory to others once it sees, in a later allocation, that the copy has read it: a host that
+  // has queued many blocks ahead finds several still taken, and asks the driver for more.
   void Store(at::Tensor* tensor);
   // Starts the way back of what Store took, if it took it; `tensor` may be used after Load.
   void Prefetch(at::Tensor* tensor);
