@@ -67,7 +67,7 @@ Batch RandomBatch(const ModelConfig& config, int64_t rows, int64_t length) {
   Batch batch;
   batch.tokens = batch.supervised = rows * length;
   batch.causal_pairs = rows * length * (length + 1) / 2;
-  batch.rows = ToTensors(m, /*pinned=*/false);
+  batch.rows = ToTensors(m);
   return batch;
 }
 
@@ -94,7 +94,7 @@ std::vector<Batch> MakeBatches(const Options& options, const ModelConfig& config
     Loader loader = OrThrow(Loader::Make(file.get(), rows));
     for (int64_t i = 0; i < count; ++i) {
       Batch batch;
-      batch.rows = ToTensors(loader.Get(i, 0), /*pinned=*/false);
+      batch.rows = ToTensors(loader.Get(i, 0));
       batch.tokens = loader.TokensInStep(i);
       batch.supervised = loader.SupervisedInStep(i);
       batch.causal_pairs = loader.CausalPairsInStep(i);
