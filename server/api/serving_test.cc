@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "server/api/context.h"
 #include "server/api/coordinator.h"
+#include "server/api/coordinator_testing.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
 namespace switchyard {
@@ -148,23 +149,8 @@ TEST_F(ServingTest, APlanCountsParametersAndBytesOfTheModel) {
   v1::PlanJobRequest request;
   request.set_parent("projects/p");
   v1::JobSpec& spec = *request.mutable_spec();
+  spec = MakeSpec(/*ranks=*/1);
   spec.mutable_model()->set_path(folder_ + "/model");
-  spec.mutable_model()->set_dtype("float32");
-  spec.mutable_data()->mutable_train()->add_paths("/data/train.jsonl");
-  spec.mutable_data()->set_seq_length(64);
-  spec.mutable_batch()->set_global_batch_size(8);
-  spec.mutable_batch()->set_local_batch_size(1);
-  spec.mutable_batch()->set_max_steps(10);
-  spec.mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_ADAMW);
-  spec.mutable_optimizer()->set_lr(1e-3);
-  spec.mutable_optimizer()->set_beta1(0.9);
-  spec.mutable_optimizer()->set_beta2(0.95);
-  spec.mutable_optimizer()->set_eps(1e-8);
-  spec.mutable_optimizer()->set_moment_dtype("float32");
-  spec.mutable_lr_schedule()->set_decay(v1::LR_DECAY_COSINE);
-  spec.mutable_parallel()->set_num_ranks(1);
-  spec.mutable_parallel()->set_ep_size(1);
-  spec.mutable_parallel()->set_cpu_only(true);
   const auto jobs = v1::JobService::NewStub(
       grpc::CreateChannel(server_->listen(), grpc::InsecureChannelCredentials()));
   const auto plan = [&] {
