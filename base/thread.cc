@@ -22,7 +22,7 @@ Thread& Thread::operator=(Thread&& other) {
 }
 
 void Thread::RequestStop() {
-  if (token_ != nullptr && !token_->stop_.HasBeenNotified()) token_->stop_.Notify();
+  if (token_ != nullptr) token_->Stop();
 }
 
 void Thread::StopAndJoin() {

@@ -8,23 +8,35 @@
 #include <string>
 #include <thread>
 
-#include "absl/synchronization/notification.h"
+#include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "base/monitor.h"
 
 namespace switchyard {
 
 // Handed to the thread's function: asks, or waits, for the order to stop. Thread-safe.
 class StopToken {
  public:
-  bool StopRequested() const { return stop_.HasBeenNotified(); }
-  // Waits for at most `timeout`; true: stop.
-  bool WaitForStop(absl::Duration timeout) const {
-    return stop_.WaitForNotificationWithTimeout(timeout);
+  bool StopRequested() const ABSL_LOCKS_EXCLUDED(mu_) {
+    MonitorLock lock(&mu_);
+    return stop_;
+  }
+  // Waits for at most `timeout`, by the monotonic clock; true: stop.
+  bool WaitForStop(absl::Duration timeout) const ABSL_LOCKS_EXCLUDED(mu_) {
+    MonitorLock lock(&mu_);
+    return mu_.AwaitWithTimeout([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stop_; },
+                                timeout);
   }
 
  private:
   friend class Thread;
-  absl::Notification stop_;
+  void Stop() ABSL_LOCKS_EXCLUDED(mu_) {
+    MonitorLock lock(&mu_);
+    stop_ = true;
+  }
+
+  mutable Monitor mu_;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 class Thread {

@@ -9,8 +9,8 @@
 #include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/monitor.h"
 
 namespace switchyard {
 
@@ -26,7 +26,7 @@ class Interrupt {
   void SetHandler(std::function<void()> handler) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  mutable absl::Mutex mu_;
+  mutable Monitor mu_;
   bool triggered_ ABSL_GUARDED_BY(mu_) = false;
   std::function<void()> handler_ ABSL_GUARDED_BY(mu_);
 };

@@ -9,8 +9,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
+#include "base/monitor.h"
 #include "grpcpp/impl/service_type.h"
 #include "grpcpp/support/status.h"
 #include "server/api/status.h"
@@ -30,22 +30,22 @@ namespace switchyard {
 class CallCounter {
  public:
   void Begin() ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     ++num_calls_;
   }
   void End() ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     --num_calls_;
   }
   // Waits until there is none. False: there still were some after `limit`.
   bool AwaitNone(absl::Duration limit) ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return num_calls_ == 0; };
-    return mu_.AwaitWithTimeout(absl::Condition(&none), limit);
+    return mu_.AwaitWithTimeout(none, limit);
   }
 
  private:
-  absl::Mutex mu_;
+  Monitor mu_;
   int num_calls_ ABSL_GUARDED_BY(mu_) = 0;
 };
 

@@ -15,12 +15,12 @@ StreamPump::StreamPump(Clock& clock) : clock_(clock) {
 }
 
 uint64_t StreamPump::NewId() {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return next_id_++;
 }
 
 bool StreamPump::Add(uint64_t id, StreamKind kind, PumpedStream* stream, const std::string& topic) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   if (stopping_) return false;
   Entry& entry = streams_[id];
   entry = {stream, kind, topic, /*topic_changed=*/true, kNow, next_turn_++};
@@ -30,7 +30,7 @@ bool StreamPump::Add(uint64_t id, StreamKind kind, PumpedStream* stream, const s
 }
 
 void StreamPump::SetTopic(uint64_t id, const std::string& topic) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   const auto it = streams_.find(id);
   if (it == streams_.end()) return;
   topics_.erase({it->second.topic, id});
@@ -59,13 +59,13 @@ void StreamPump::PromoteDue(absl::Duration now) {
 }
 
 void StreamPump::Wake(uint64_t id) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   const auto it = streams_.find(id);
   if (it != streams_.end()) Reschedule(id, it->second, kNow);
 }
 
 void StreamPump::WakeTopic(const std::string& topic) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   for (auto it = topics_.lower_bound({topic, 0}); it != topics_.end() && it->first == topic; ++it) {
     Entry& entry = streams_.at(it->second);
     entry.topic_changed = true;
@@ -74,7 +74,7 @@ void StreamPump::WakeTopic(const std::string& topic) {
 }
 
 int StreamPump::Count(StreamKind kind) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return static_cast<int>(std::count_if(streams_.begin(), streams_.end(), [&](const auto& item) {
     return item.second.kind == kind;
   }));
@@ -82,7 +82,7 @@ int StreamPump::Count(StreamKind kind) {
 
 void StreamPump::Stop() {
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     stopping_ = true;
     for (auto& [id, entry] : streams_) Reschedule(id, entry, kNow);
   }
@@ -99,7 +99,7 @@ void StreamPump::Loop(const StopToken&) {
     PumpedStream* stream = nullptr;
     PumpedStream::Wakeup wakeup;
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       const absl::Duration now = clock_.Monotonic();
       PromoteDue(now);
       if (due_.empty() || std::get<0>(*due_.begin()) > now) {
@@ -108,9 +108,10 @@ void StreamPump::Loop(const StopToken&) {
         const absl::Duration wait =
             due_.empty() ? absl::Hours(1) : std::get<0>(*due_.begin()) - now;
         if (stopping_) {
-          mu_.AwaitWithTimeout(absl::Condition(this, &StreamPump::HasWoken), wait);
+          mu_.AwaitWithTimeout([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return HasWoken(); },
+                               wait);
         } else {
-          mu_.AwaitWithTimeout(absl::Condition(this, &StreamPump::IsDue), wait);
+          mu_.AwaitWithTimeout([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return IsDue(); }, wait);
         }
         continue;
       }
@@ -123,7 +124,7 @@ void StreamPump::Loop(const StopToken&) {
       Reschedule(id, entry, absl::InfiniteDuration());
     }
     const absl::optional<absl::Duration> next = stream->Step(wakeup);
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     const auto it = streams_.find(id);
     if (!next) {
       due_.erase({it->second.due, it->second.turn, id});

@@ -20,9 +20,9 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/types/optional.h"
 #include "base/clock.h"
+#include "base/monitor.h"
 #include "base/thread.h"
 
 namespace switchyard {
@@ -82,7 +82,7 @@ class StreamPump {
   bool IsDue() const ABSL_SHARED_LOCKS_REQUIRED(mu_);
 
   Clock& clock_;
-  absl::Mutex mu_;
+  Monitor mu_;
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::map<uint64_t, Entry> streams_ ABSL_GUARDED_BY(mu_);

@@ -52,7 +52,7 @@ ChecksumChecker::ChecksumChecker(std::function<void()> on_verdict)
 
 absl::optional<absl::Status> ChecksumChecker::Ask(const std::string& folder,
                                                   const std::vector<FileSum>& files) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   Entry& entry = entries_[folder];
   const bool queued = !entry.files.empty() && !entry.verdict;
   if (entry.verdict && entry.files == files) {
@@ -71,9 +71,9 @@ void ChecksumChecker::Loop(const StopToken& stop) {
     std::string folder;
     std::vector<FileSum> files;
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       const auto some = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return !queue_.empty(); };
-      if (!mu_.AwaitWithTimeout(absl::Condition(&some), kTick)) continue;
+      if (!mu_.AwaitWithTimeout(some, kTick)) continue;
       folder = std::move(queue_.front());
       queue_.pop_front();
       files = entries_[folder].files;
@@ -82,7 +82,7 @@ void ChecksumChecker::Loop(const StopToken& stop) {
     SY_LOG(INFO) << "checksums read folder=" << folder
                  << " result=" << (verdict.ok() ? "whole" : verdict.message());
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       Entry& entry = entries_[folder];
       if (entry.files != files) {
         queue_.push_back(folder);  // changed meanwhile

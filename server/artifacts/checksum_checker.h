@@ -13,8 +13,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/types/optional.h"
+#include "base/monitor.h"
 #include "base/thread.h"
 
 namespace switchyard {
@@ -61,7 +61,7 @@ class ChecksumChecker {
   void Loop(const StopToken& stop) ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::function<void()> on_verdict_;
-  absl::Mutex mu_;
+  Monitor mu_;
   std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mu_);  // by folder
   std::deque<std::string> queue_ ABSL_GUARDED_BY(mu_);         // folders to read
   std::deque<std::string> told_ ABSL_GUARDED_BY(mu_);          // with a verdict, oldest first

@@ -45,7 +45,7 @@ void SchedulerLoop::Stop() {
 }
 
 void SchedulerLoop::Wake() {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   woken_ = true;
 }
 
@@ -61,8 +61,8 @@ void SchedulerLoop::Loop(absl::Duration hold, const StopToken& stop) {
   while (!stop.StopRequested()) {
     const absl::Status status = RunOnce();
     if (!status.ok()) SY_LOG(ERROR) << "scheduling failed error=" << status.message();
-    absl::MutexLock lock(&mu_);
-    mu_.AwaitWithTimeout(absl::Condition(&woken_), kTick);
+    MonitorLock lock(&mu_);
+    mu_.AwaitWithTimeout([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return woken_; }, kTick);
     woken_ = false;
   }
 }

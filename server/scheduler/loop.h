@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
+#include "base/monitor.h"
 #include "base/thread.h"
 #include "server/scheduler/health.h"
 #include "server/scheduler/lease.h"
@@ -84,7 +85,7 @@ class SchedulerLoop {
   ClusterView view_ ABSL_GUARDED_BY(view_mu_);
   QuarantineTracker quarantine_;  // after the view; only RunOnce's
 
-  absl::Mutex mu_;
+  Monitor mu_;
   bool woken_ ABSL_GUARDED_BY(mu_) = false;
 
   Thread thread_;

@@ -144,7 +144,7 @@ Agent::Agent(const AgentConfig& config, std::vector<DeviceInfo> devices,
             RecoverSpool()) {
   SweepUnknown();
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     if (opened_.rebooted) identity_.report_base = spool_.Rebase();
     const absl::Status written = WriteIdentity(config_.state_dir, identity_);
     if (!written.ok()) SY_LOG(ERROR) << "identity: " << written;
@@ -220,7 +220,7 @@ Agent::~Agent() {
   metrics_->SetSource(nullptr);
   session_thread_.RequestStop();
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     EndSessionLocked("the agent ends");
   }
   session_thread_.StopAndJoin();
@@ -228,12 +228,12 @@ Agent::~Agent() {
   time_thread_.StopAndJoin();
   KillAttempts(absl::InfiniteDuration());
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     acting_ends_ = true;
   }
   act_thread_.StopAndJoin();
   std::map<AttemptId, std::shared_ptr<Attempt>> attempts;  // destroyed while what they use is there
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   attempts.swap(attempts_);
 }
 
@@ -243,9 +243,10 @@ bool Agent::Shutdown() {
   Drive([this](AgentCore& core) { return core.OnShutdown(config_.shutdown_grace); });
   bool complete;
   {
-    absl::MutexLock lock(&mu_);
-    complete = mu_.AwaitWithTimeout(absl::Condition(this, &Agent::NoneLiveLocked),
-                                    deadline - clock_.Monotonic());
+    MonitorLock lock(&mu_);
+    complete =
+        mu_.AwaitWithTimeout([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return NoneLiveLocked(); },
+                             deadline - clock_.Monotonic());
   }
   return spool_.WaitUntilEmpty(std::min(deadline - clock_.Monotonic(), kReportGrace)) && complete;
 }
@@ -269,7 +270,7 @@ AgentSnapshot Agent::Snapshot() const {
     busy += attempt->devices().size();
     snapshot.attempts[attempt->id()] = attempt->pids();
   }
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   snapshot.busy_devices = static_cast<int>(busy);
   snapshot.withheld_devices = static_cast<int>(withheld_.size());
   snapshot.free_devices =
@@ -280,17 +281,17 @@ AgentSnapshot Agent::Snapshot() const {
 }
 
 std::string Agent::incarnation() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return identity_.incarnation;
 }
 
 absl::Duration Agent::LeaseTtl() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return core_.lease_ttl();
 }
 
 absl::Status Agent::refusal() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return refusal_;
 }
 
@@ -339,7 +340,7 @@ void Agent::SessionLoop(const StopToken& stop) {
     if (stop.StopRequested()) return;
     if (ErrorReason(status) == "STATE_FOLDER_DIFFERS") {
       {
-        absl::MutexLock lock(&mu_);
+        MonitorLock lock(&mu_);
         refusal_ = status;
       }
       ::eventfd_write(refused_.get(), 1);
@@ -365,7 +366,7 @@ absl::Status Agent::Register(const StopToken& stop) {
   request.set_address(config_.address);
   request.set_version(kAgentVersion);
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     request.set_incarnation(identity_.incarnation);
     const std::vector<int> offered = core_.OfferedDevices();
     for (const DeviceInfo& info : devices_) {
@@ -386,7 +387,7 @@ absl::Status Agent::Register(const StopToken& stop) {
   ASSIGN_OR_RETURN(const v1::RegisterResponse response,
                    client_.Register(request, kCallTimeout, stop));
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     RETURN_IF_ERROR(TakeActionsLocked(
         core_.OnRegistered(response, sent, spool_.numbers(), clock_.Monotonic())));
     if (identity_.incarnation != request.incarnation()) {
@@ -406,7 +407,7 @@ absl::Status Agent::RunSession(const StopToken& stop, bool* was_up) {
   absl::Duration interval;
   int64_t acks_before;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     session_ = session;
     interval = core_.heartbeat_interval();
     acks_before = core_.num_acks();
@@ -419,14 +420,14 @@ absl::Status Agent::RunSession(const StopToken& stop, bool* was_up) {
     });
     v1::SessionResponse response;
     while (status.ok() && session->Read(&response)) {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       status = TakeActionsLocked(core_.OnSessionResponse(response, clock_.Monotonic()));
       if (status.ok() && response.has_heartbeat_ack()) last_ack_time_ = clock_.Now();
     }
     session->Cancel();  // so that a heartbeat being written ends
   }
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     session_.reset();
     core_.OnSessionEnded();
     *was_up = core_.num_acks() > acks_before;
@@ -442,7 +443,7 @@ void Agent::HeartbeatLoop(CoordinatorSession& session, absl::Duration interval,
     v1::SessionRequest request;
     request.set_node(config_.node);
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       request.set_incarnation(identity_.incarnation);
       request.set_heartbeat(core_.NextHeartbeat(clock_.Monotonic()));
       for (const AttemptId& id : core_.Live()) {
@@ -462,7 +463,7 @@ void Agent::TimeLoop(const StopToken& stop) {
     const absl::Duration now = clock_.Monotonic();
     Drive([&](AgentCore& core) { return core.OnTime(now); });
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       wait = core_.NextTime() - now;
     }
     if (now < next_device_check) continue;
@@ -476,7 +477,7 @@ void Agent::TimeLoop(const StopToken& stop) {
 void Agent::Acknowledge(const std::string& incarnation, int64_t number) {
   std::vector<LogPiece> pieces;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     if (identity_.incarnation != incarnation) return;  // the number means another report
     pieces = spool_.Acknowledge(number);
   }
@@ -492,8 +493,9 @@ void Agent::ReportLoop(const StopToken& stop) {
     if (!spool_.WaitForReports(kWaitSlice)) continue;
     v1::ReportRequest request;
     {
-      absl::MutexLock lock(&mu_);
-      if (!mu_.AwaitWithTimeout(absl::Condition(this, &Agent::CanReportLocked), kWaitSlice)) {
+      MonitorLock lock(&mu_);
+      if (!mu_.AwaitWithTimeout(
+              [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return CanReportLocked(); }, kWaitSlice)) {
         continue;
       }
       request.set_incarnation(identity_.incarnation);
@@ -523,7 +525,7 @@ void Agent::ReportLoop(const StopToken& stop) {
       // A coordinator that does not know us, or no longer: register again.
       if (ErrorReason(response.status()) == "STALE_INCARNATION" ||
           absl::IsNotFound(response.status()) || absl::IsFailedPrecondition(response.status())) {
-        absl::MutexLock lock(&mu_);
+        MonitorLock lock(&mu_);
         EndSessionLocked("the coordinator does not know this agent");
       }
     }
@@ -534,7 +536,7 @@ void Agent::ReportLoop(const StopToken& stop) {
 void Agent::NoteDrained() {
   std::vector<AttemptId> drained;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     for (const AttemptId& id : reported_) {
       if (spool_.num_pending(id) == 0) drained.push_back(id);
     }
@@ -542,7 +544,7 @@ void Agent::NoteDrained() {
   for (const AttemptId& id : drained) {
     Drive([&](AgentCore& core) { return core.OnReportsDrained(id); });
   }
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   for (const AttemptId& id : drained) {
     // Refused orders have a report, but no attempt. What cannot be forgotten yet is tried again.
     if (core_.Find(id) == nullptr) reported_.erase(id);

@@ -22,10 +22,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/monitor.h"
 #include "base/thread.h"
 #include "worker/agent/attempt.h"
 #include "worker/agent/config.h"
@@ -151,7 +151,7 @@ class Agent {
   CoordinatorClient client_;
   ReportSpool spool_;
 
-  mutable absl::Mutex mu_;
+  mutable Monitor mu_;
   AgentIdentity identity_ ABSL_GUARDED_BY(mu_);
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<CoordinatorSession> session_ ABSL_GUARDED_BY(mu_);
@@ -172,7 +172,7 @@ class Agent {
 
 template <typename Input>
 void Agent::Drive(Input input) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   TakeActionsLocked(input(core_)).IgnoreError();
 }
 

@@ -35,14 +35,14 @@ void Agent::ActLoop(const StopToken&) {
   while (true) {
     AgentAction action;
     {
-      absl::MutexLock lock(&mu_);
-      mu_.Await(absl::Condition(this, &Agent::HasActionLocked));
+      MonitorLock lock(&mu_);
+      mu_.Await([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return HasActionLocked(); });
       if (actions_.empty()) return;
       action = std::move(actions_.front());
     }
     Act(action);
     // Only now, so that an empty queue means that all is done.
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     actions_.pop_front();
   }
 }
@@ -56,7 +56,7 @@ void Agent::Act(const AgentAction& action) {
     v1::Start start;
     std::shared_ptr<Attempt> attempt;
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       const AgentCore::Attempt* known = core_.Find(gang->id);
       const auto it = attempts_.find(gang->id);
       if (known == nullptr || !known->start.has_value() || it == attempts_.end()) return;
@@ -69,12 +69,12 @@ void Agent::Act(const AgentAction& action) {
   } else if (const auto* report = std::get_if<SendReport>(&action)) {
     spool_.Add(report->id, report->report);
     if (!report->report.has_finished()) return;
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     reported_.insert(report->id);
   } else if (const auto* forget = std::get_if<ForgetAttempt>(&action)) {
     std::shared_ptr<Attempt> attempt;  // destroyed outside the lock: joins a thread
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       reported_.erase(forget->id);
       const auto it = attempts_.find(forget->id);
       if (it != attempts_.end()) {
@@ -110,7 +110,7 @@ AttemptHooks Agent::MakeHooks(const AttemptId& id) {
     return BusyDevices(devices);
   };
   hooks.withhold = [this](const std::vector<int>& devices) {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     withheld_.insert(devices.begin(), devices.end());
     TakeActionsLocked(core_.OnDevicesWithheld(withheld_)).IgnoreError();
   };
@@ -120,7 +120,7 @@ AttemptHooks Agent::MakeHooks(const AttemptId& id) {
 void Agent::Launch(const AttemptId& id, bool adopt) {
   AttemptSetup setup;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     const AgentCore::Attempt* known = core_.Find(id);
     if (known == nullptr) return;
     setup.assign = known->assign;
@@ -137,19 +137,19 @@ void Agent::Launch(const AttemptId& id, bool adopt) {
   if (folder.ok()) setup.scope = ScopeOf(*folder);
   auto attempt =
       std::make_shared<Attempt>(config_, std::move(setup), spool_, *metrics_, MakeHooks(id));
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   attempts_[id].swap(attempt);  // the one that found nothing to adopt goes outside the lock
 }
 
 std::shared_ptr<Attempt> Agent::Find(const AttemptId& id) const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   const auto it = attempts_.find(id);
   return it == attempts_.end() ? nullptr : it->second;
 }
 
 std::vector<std::shared_ptr<Attempt>> Agent::LiveAttempts() const {
   std::vector<std::shared_ptr<Attempt>> live;
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   for (const auto& [id, attempt] : attempts_) {
     if (!attempt->finished()) live.push_back(attempt);
   }
@@ -183,7 +183,7 @@ absl::StatusOr<v1::Checkpoint> Agent::Commit(v1::CommitCheckpointRequest request
       return status;
     }
     if (reason == "STALE_INCARNATION") {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       EndSessionLocked("the coordinator does not know this agent");
     } else if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) {
       return status;
@@ -211,14 +211,14 @@ std::vector<int> Agent::BusyDevices(const std::vector<DeviceInfo>& devices) cons
 void Agent::CheckWithheld() {
   std::vector<DeviceInfo> devices;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     for (const DeviceInfo& device : devices_) {
       if (withheld_.contains(device.index)) devices.push_back(device);
     }
   }
   if (devices.empty()) return;
   const std::vector<int> busy = BusyDevices(devices);
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   for (const DeviceInfo& device : devices) {
     if (std::find(busy.begin(), busy.end(), device.index) == busy.end()) {
       SY_LOG(INFO) << "device is free again index=" << device.index;

@@ -48,7 +48,7 @@ Attempt::Attempt(const AgentConfig& config, AttemptSetup setup, ReportSpool& spo
     } else {
       hooks_.nothing_to_adopt();
     }
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     finished_ = true;
   });
 }
@@ -59,14 +59,14 @@ Attempt::~Attempt() {
 }
 
 void Attempt::Start(const v1::Start& start) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   if (start_.has_value()) return;
   start_ = start;
   ::eventfd_write(wake_.get(), 1);
 }
 
 void Attempt::Stop(const StopRequest& request) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   const absl::Duration term_time = Now() + request.grace;
   if (!stop_.has_value()) {
     stop_ = PendingStop{request, term_time};
@@ -78,22 +78,23 @@ void Attempt::Stop(const StopRequest& request) {
 }
 
 bool Attempt::finished() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return finished_;
 }
 
 bool Attempt::WaitFinished(absl::Duration timeout) {
-  absl::MutexLock lock(&mu_);
-  return mu_.AwaitWithTimeout(absl::Condition(&finished_), timeout);
+  MonitorLock lock(&mu_);
+  return mu_.AwaitWithTimeout([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return finished_; },
+                              timeout);
 }
 
 std::vector<pid_t> Attempt::pids() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return pids_;
 }
 
 std::optional<Attempt::PendingStop> Attempt::pending_stop() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return stop_;
 }
 
@@ -246,7 +247,7 @@ std::optional<v1::Finished> Attempt::AwaitStart() {
   hooks_.prepared(std::move(prepared));
   while (true) {
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       if (stop_.has_value()) return FinishedByStop(stop_->request, config_.node);
       if (start_.has_value()) return std::nullopt;
     }

@@ -27,10 +27,10 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/fd.h"
 #include "base/ids.h"
+#include "base/monitor.h"
 #include "base/thread.h"
 #include "switchyard/v1/agent_link.pb.h"
 #include "worker/agent/captured_process.h"
@@ -196,7 +196,7 @@ class Attempt {
   absl::Duration done_deadline_ = absl::InfiniteDuration();
   absl::Duration next_room_;
 
-  mutable absl::Mutex mu_;
+  mutable Monitor mu_;
   std::optional<v1::Start> start_ ABSL_GUARDED_BY(mu_);
   std::optional<PendingStop> stop_ ABSL_GUARDED_BY(mu_);
   bool finished_ ABSL_GUARDED_BY(mu_) = false;

@@ -44,7 +44,7 @@ constexpr int kMaxCascade = 16;
 absl::StatusOr<LaunchPlan> Attempt::MakePlan() {
   Rendezvous rendezvous;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     rendezvous = {start_->master_address(), start_->master_port()};
   }
   LaunchPlan plan;
@@ -134,7 +134,7 @@ v1::Finished Attempt::RunGang() {
   WatchGang();  // what came last
   if (gang_->shim_was_lost()) NoteLoss();
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     pids_.clear();
   }
   FinishCommits();
@@ -157,7 +157,7 @@ void Attempt::WatchGang() {
   }
   std::deque<CheckpointResultFrame> results;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     results.swap(commit_results_);
     pids_ = gang_->Pids();
   }
@@ -271,7 +271,7 @@ void Attempt::HandleFrame(size_t index, const RankFrame& frame, const FrameOrigi
                                 validation->loss, validation->name, validation->tokens),
                 origin);
   } else if (const auto* checkpoint = std::get_if<CheckpointFrame>(&frame)) {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     commits_.push_back(*checkpoint);
     ++unanswered_commits_;
   }
@@ -514,14 +514,14 @@ bool Attempt::EndedWell() const {
 void Attempt::FinishCommits() {
   const bool wanted = EndedWell();
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     commits_closed_ = true;
     if (!wanted) commits_.clear();
   }
   if (!wanted) committer_.RequestStop();
   while (true) {
     {
-      absl::MutexLock lock(&mu_);
+      MonitorLock lock(&mu_);
       if (commits_done_) break;
       if (stop_.has_value()) {
         commits_.clear();
@@ -554,7 +554,7 @@ v1::Finished Attempt::Outcome() const {
   if (failure_.has_value()) return Failed(*failure_);
   bool published;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     published = unanswered_commits_ == 0;
   }
   // Even when a stop came at the last moment; but not when it cut off the last checkpoint.
@@ -573,8 +573,8 @@ void Attempt::CommitLoop(const StopToken& stop) {
   while (true) {
     CheckpointFrame frame;
     {
-      absl::MutexLock lock(&mu_);
-      mu_.Await(absl::Condition(this, &Attempt::CommitDueLocked));
+      MonitorLock lock(&mu_);
+      mu_.Await([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return CommitDueLocked(); });
       if (commits_.empty()) {
         commits_done_ = true;
         ::eventfd_write(wake_.get(), 1);
@@ -605,7 +605,7 @@ void Attempt::CommitLoop(const StopToken& stop) {
       SY_LOG(WARNING) << "checkpoint refused: " << committed.status() << " job=" << id_.job
                       << " attempt=" << id_.number << " step=" << frame.step;
     }
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     if (committed.ok() || !stop.StopRequested()) --unanswered_commits_;
     commit_results_.push_back(std::move(result));
     ::eventfd_write(wake_.get(), 1);

@@ -120,7 +120,7 @@ ReportSpool::Entry& ReportSpool::AppendLocked(const AttemptId& attempt, v1::Repo
 }
 
 void ReportSpool::Add(const AttemptId& attempt, v1::Report report, const FrameOrigin& origin) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   Entry& entry = AppendLocked(attempt, std::move(report));
   entry.origin = origin;
   std::string record = Record(kReport, last_);
@@ -131,7 +131,7 @@ void ReportSpool::Add(const AttemptId& attempt, v1::Report report, const FrameOr
 
 void ReportSpool::AddLog(const std::shared_ptr<const LogSource>& source, int64_t offset,
                          int64_t size) {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   while (size > 0) {
     Entry* entry = nullptr;
     const auto open = open_.find(source.get());
@@ -173,7 +173,7 @@ v1::Report ReportSpool::Materialize(const Entry& entry, int64_t number) {
 std::vector<v1::Report> ReportSpool::NextBatch(int64_t max_bytes) {
   std::vector<std::pair<int64_t, Entry>> chosen;
   {
-    absl::MutexLock lock(&mu_);
+    MonitorLock lock(&mu_);
     int64_t bytes = 0;
     int64_t sequence = FirstLocked();
     for (Entry& entry : entries_) {
@@ -207,7 +207,7 @@ void ReportSpool::PopLocked() {
 
 std::vector<LogPiece> ReportSpool::Acknowledge(int64_t number) {
   std::vector<LogPiece> pieces;
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   const int64_t sequence = number + base_;
   if (sequence < FirstLocked()) return pieces;
   while (!entries_.empty() && FirstLocked() <= sequence) {
@@ -235,7 +235,7 @@ void ReportSpool::TurnIntoGap(Entry& entry) {
 
 std::vector<LogPiece> ReportSpool::DropOldestLogs(int64_t bytes) {
   std::vector<LogPiece> pieces;
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   int64_t dropped = 0;
   int64_t sequence = FirstLocked();
   for (Entry& entry : entries_) {
@@ -255,7 +255,7 @@ std::vector<LogPiece> ReportSpool::DropOldestLogs(int64_t bytes) {
 }
 
 int64_t ReportSpool::Rebase() {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   base_ = FirstLocked() - 1;
   return base_;
 }
@@ -272,7 +272,7 @@ RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
     int64_t& end = recovered.logs[{entry.attempt, log.rank(), log.stream()}];
     end = std::max(end, value);
   };
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   bool first = true;
   for (const std::string& text : records) {
     absl::string_view rest = text;
@@ -341,33 +341,35 @@ RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
 // ---- waiting and counting ----
 
 bool ReportSpool::WaitForReports(absl::Duration timeout) {
-  absl::MutexLock lock(&mu_);
-  return mu_.AwaitWithTimeout(absl::Condition(this, &ReportSpool::HasReportsLocked), timeout);
+  MonitorLock lock(&mu_);
+  return mu_.AwaitWithTimeout(
+      [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return HasReportsLocked(); }, timeout);
 }
 
 bool ReportSpool::WaitUntilEmpty(absl::Duration timeout) {
-  absl::MutexLock lock(&mu_);
-  return mu_.AwaitWithTimeout(absl::Condition(this, &ReportSpool::IsEmptyLocked), timeout);
+  MonitorLock lock(&mu_);
+  return mu_.AwaitWithTimeout([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return IsEmptyLocked(); },
+                              timeout);
 }
 
 ReportNumbers ReportSpool::numbers() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return {FirstLocked() - base_, last_ + 1 - base_};
 }
 
 int64_t ReportSpool::num_pending() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return static_cast<int64_t>(entries_.size());
 }
 
 int64_t ReportSpool::num_pending(const AttemptId& attempt) const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   const auto it = pending_by_attempt_.find(attempt);
   return it == pending_by_attempt_.end() ? 0 : it->second;
 }
 
 int64_t ReportSpool::dropped_log_bytes() const {
-  absl::MutexLock lock(&mu_);
+  MonitorLock lock(&mu_);
   return dropped_log_bytes_;
 }
 

@@ -24,10 +24,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/monitor.h"
 #include "switchyard/v1/agent_link.pb.h"
 #include "worker/agent/core.h"
 
@@ -165,7 +165,7 @@ class ReportSpool {
 
   Clock& clock_;
   SpoolStorage* const storage_;
-  mutable absl::Mutex mu_;
+  mutable Monitor mu_;
   std::deque<Entry> entries_ ABSL_GUARDED_BY(mu_);  // consecutive sequences, the newest is last_
   int64_t base_ ABSL_GUARDED_BY(mu_);
   int64_t last_ ABSL_GUARDED_BY(mu_) = base_;
