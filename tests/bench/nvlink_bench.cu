@@ -104,7 +104,7 @@ __global__ void BulkPush(const char* from, char* to, int64_t pieces, int piece_b
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
-__global__ void PlainCopy(const uint4* from, uint4* to, int64_t count) {
+__global__ void __launch_bounds__(1024) PlainCopy(const uint4* from, uint4* to, int64_t count) {
   constexpr int kUnroll = 8;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
@@ -347,6 +347,7 @@ void BenchCells(Pair& pair, std::FILE* json) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   std::FILE* json = nullptr;
   if (argc == 3 && std::strcmp(argv[1], "--json") == 0) {
     json = std::fopen(argv[2], "w");
