@@ -256,7 +256,7 @@ void SimAgent::Do(const LaunchPrep& action) {
           }
           v1::Prepared prepared;
           prepared.set_port(29500);
-          Carry(core_->OnPrepared(id, std::move(prepared)));
+          Carry(core_->OnPrepared(id, std::move(prepared), node_.Now()));
         });
 }
 

@@ -230,8 +230,9 @@ absl::StatusOr<AgentActions> AgentCore::OnRegistered(const v1::RegisterResponse&
   std::vector<AttemptId> stale;
   for (const v1::AttemptRef& ref : response.stale_attempts()) stale.push_back(IdOf(ref));
   for (AgentAction& action : OnStale(stale)) actions.push_back(std::move(action));
+  KillWithoutLease(now, actions);          // the answer may have come too late to be of use
   for (auto& [id, attempt] : attempts_) {  // those that waited for this
-    if (attempt.phase != Phase::kPrepared || !attempt.start.has_value() || attempt.killed) continue;
+    if (attempt.phase != Phase::kPrepared || !MayLaunch(attempt)) continue;
     attempt.phase = Phase::kStarted;
     actions.push_back(LaunchGang{id});
   }
@@ -250,7 +251,7 @@ absl::StatusOr<AgentActions> AgentCore::OnSessionResponse(const v1::SessionRespo
       OnAssign(response.assign(), now, actions);
       break;
     case v1::SessionResponse::kStart:
-      OnStart(response.start(), actions);
+      OnStart(response.start(), now, actions);
       break;
     case v1::SessionResponse::kStop:
       OnStop(response.stop(), now, actions);
@@ -397,7 +398,7 @@ void AgentCore::LaunchWaiting(AgentActions& actions) {
   }
 }
 
-void AgentCore::OnStart(const v1::Start& start, AgentActions& actions) {
+void AgentCore::OnStart(const v1::Start& start, absl::Duration now, AgentActions& actions) {
   const AttemptId id = IdOf(start);
   const auto it = attempts_.find(id);
   if (it == attempts_.end()) {
@@ -413,6 +414,8 @@ void AgentCore::OnStart(const v1::Start& start, AgentActions& actions) {
   }
   Attempt& attempt = it->second;
   if (attempt.phase == Phase::kEnded || attempt.start.has_value()) return;
+  KillWithoutLease(now, actions);
+  if (attempt.killed || attempt.remembered_stop.has_value() || shutting_down_) return;  // it ends
   const absl::Status remembered =
       Remember({JournalRecord::Kind::kStart, id, absl::ZeroDuration(), start.SerializeAsString()});
   if (!remembered.ok()) {
@@ -496,20 +499,23 @@ const AgentCore::Attempt* AgentCore::Find(const AttemptId& id) const {
   return it == attempts_.end() ? nullptr : &it->second;
 }
 
-AgentActions AgentCore::OnPrepared(const AttemptId& id, v1::Prepared prepared) {
+AgentActions AgentCore::OnPrepared(const AttemptId& id, v1::Prepared prepared, absl::Duration now) {
   AgentActions actions;
   const auto it = attempts_.find(id);
   if (it == attempts_.end() || it->second.phase != Phase::kPreparing) return actions;
-  if (it->second.start.has_value()) {  // prepared again, after a start of this agent
+  KillWithoutLease(now, actions);
+  Attempt& attempt = it->second;
+  attempt.phase = Phase::kPrepared;
+  if (attempt.killed) return actions;
+  if (attempt.start.has_value()) {  // prepared again, after a start of this agent
     // The coordinator may have given the attempt up meanwhile, for a lease that ended with a boot
     // or for a failure that was reported just before this agent's earlier life ended. OnRegistered
     // goes on, unless it names the attempt as stale.
-    it->second.phase = is_registered_ ? Phase::kStarted : Phase::kPrepared;
-    if (!is_registered_) return actions;
+    if (!is_registered_ || !MayLaunch(attempt)) return actions;
+    attempt.phase = Phase::kStarted;
     actions.push_back(LaunchGang{id});
     return actions;
   }
-  it->second.phase = Phase::kPrepared;
   v1::Report report;
   *report.mutable_prepared() = std::move(prepared);
   actions.push_back(SendReport{id, std::move(report)});
@@ -583,7 +589,12 @@ AgentActions AgentCore::OnTime(absl::Duration now) {
       End(id, std::move(finished), actions);
     }
   }
-  if (now < kill_time_) return actions;
+  KillWithoutLease(now, actions);
+  return actions;
+}
+
+void AgentCore::KillWithoutLease(absl::Duration now, AgentActions& actions) {
+  if (now < kill_time_) return;
   const std::string message =
       absl::StrCat("lease ran out on node ", options_.node, ": no heartbeat was acknowledged ",
                    num_acks_ == 0 && lease_start_ == absl::ZeroDuration()
@@ -595,7 +606,6 @@ AgentActions AgentCore::OnTime(absl::Duration now) {
     SY_LOG(ERROR) << message << "; killing job=" << id.job << " attempt=" << id.number;
     Stop(id, KillRequest(StopCause::kLease, message), actions);
   }
-  return actions;
 }
 
 absl::Duration AgentCore::NextTime() const {

@@ -207,7 +207,7 @@ class AgentCore {
 
   // ---- what happens on the node ----
 
-  AgentActions OnPrepared(const AttemptId& id, v1::Prepared prepared);
+  AgentActions OnPrepared(const AttemptId& id, v1::Prepared prepared, absl::Duration now);
   // No process of the attempt is left, and its devices are free (or are withheld).
   AgentActions OnEnded(const AttemptId& id, v1::Finished finished);
   AgentActions OnNothingToAdopt(const AttemptId& id);
@@ -249,9 +249,17 @@ class AgentCore {
   absl::Status CheckEpoch(int64_t epoch);
   void OnAck(int64_t heartbeat, absl::Duration now, AgentActions& actions);
   void OnAssign(const v1::Assign& assign, absl::Duration now, AgentActions& actions);
-  void OnStart(const v1::Start& start, AgentActions& actions);
+  void OnStart(const v1::Start& start, absl::Duration now, AgentActions& actions);
   void OnStop(const v1::Stop& stop, absl::Duration now, AgentActions& actions);
   void ExtendLease(absl::Duration sent, AgentActions& actions);
+  // Kills what lives past the lease. First in each input that could start trainers: a process that
+  // was stopped, or a machine that was, may hear of an old order before its timer rings.
+  void KillWithoutLease(absl::Duration now, AgentActions& actions);
+  // Trainers are to start, and nothing that came since speaks against it.
+  bool MayLaunch(const Attempt& attempt) const {
+    return attempt.start.has_value() && !attempt.killed && !attempt.remembered_stop.has_value() &&
+           !shutting_down_;
+  }
 
   // False: `number` was seen before, or a higher one.
   bool IsNew(const AttemptId& id) const;

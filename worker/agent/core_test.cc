@@ -67,11 +67,11 @@ class AgentCoreTest : public testing::Test {
     for (const int device : devices) order.mutable_assign()->add_devices(device);
     return Send(order);
   }
-  AgentActions Start(int number) {
+  AgentActions Start(int number, absl::Duration now = kStart) {
     v1::SessionResponse order;
     order.mutable_start()->set_job(kJob);
     order.mutable_start()->set_attempt(number);
-    return Send(order);
+    return Send(order, now);
   }
   AgentActions Stop(int number, int grace_seconds, absl::Duration now = kStart) {
     v1::SessionResponse order;
@@ -87,7 +87,7 @@ class AgentCoreTest : public testing::Test {
   }
   void Run(int number) {
     Assign(number);
-    core_->OnPrepared(Id(number), {});
+    core_->OnPrepared(Id(number), {}, kStart);
     Start(number);
   }
 
@@ -143,7 +143,7 @@ TEST(LeaseTest, KillingBeginsSomeSecondsBeforeTheEnd) {
 TEST_F(AgentCoreTest, CarriesAnAttemptFromOrderToEnd) {
   EXPECT_THAT(Words(Register()), ElementsAre("Deadline 1112"));
   EXPECT_THAT(Words(Assign(1)), ElementsAre("LaunchPrep 1"));
-  EXPECT_THAT(Words(core_->OnPrepared(Id(1), {})), ElementsAre("Report 1 prepared"));
+  EXPECT_THAT(Words(core_->OnPrepared(Id(1), {}, kStart)), ElementsAre("Report 1 prepared"));
   EXPECT_THAT(Words(Start(1)), ElementsAre("LaunchGang 1"));
   EXPECT_THAT(core_->Live(), ElementsAre(Id(1)));
   EXPECT_THAT(Words(core_->OnEnded(Id(1), Succeeded())), ElementsAre("Report 1 succeeded"));
@@ -262,6 +262,51 @@ TEST_F(AgentCoreTest, LeaseOfTheLifeBeforeStillCounts) {
   EXPECT_THAT(Words(core_->OnTime(deadline)), ElementsAre("Stop 1 kill"));
 }
 
+// Found by the simulation (seed 200443): a stopped agent read the order that had waited for it
+// before its timer rang, and started trainers that the coordinator had given up.
+TEST_F(AgentCoreTest, OrdersThatWaitedPastTheLeaseStartNothing) {
+  Register();
+  const absl::Duration late = kStart + kTtl;
+  Assign(1);
+  Assign(1, {2}, kOther);
+  core_->OnPrepared(Id(1), {}, kStart);
+  EXPECT_THAT(Words(Start(1, late)), ElementsAre("Stop 1 kill", "Stop 1 kill"));
+  EXPECT_THAT(Words(Start(1, late)), IsEmpty()) << "it is being killed";
+  EXPECT_EQ(core_->Find(Id(1))->phase, AgentCore::Phase::kPrepared);
+}
+
+TEST_F(AgentCoreTest, PreparedPastTheLeaseIsNotLaunched) {
+  Register();
+  Run(1);
+  Restart({}, kStart + absl::Minutes(1));
+  Register();
+  core_->OnNothingToAdopt(Id(1));
+  EXPECT_THAT(Words(core_->OnPrepared(Id(1), {}, kStart + kTtl)), ElementsAre("Stop 1 kill"));
+}
+
+// The answer took longer than the lease that it brings.
+TEST_F(AgentCoreTest, RegistrationThatIsAnsweredPastItsLeaseLaunchesNothing) {
+  Register();
+  Run(1);
+  Restart();
+  core_->OnNothingToAdopt(Id(1));
+  core_->OnPrepared(Id(1), {}, kStart);
+  v1::RegisterResponse response;
+  response.set_coordinator_epoch(1);
+  EXPECT_THAT(
+      Words(core_->OnRegistered(response, kStart, ReportNumbers{1, 1}, kStart + kTtl).value()),
+      ElementsAre(StartsWith("Deadline"), "Stop 1 kill"));
+}
+
+TEST_F(AgentCoreTest, WhatIsBeingStoppedIsNotStarted) {
+  Register();
+  Assign(1);
+  core_->OnPrepared(Id(1), {}, kStart);
+  Stop(1, 30);
+  EXPECT_THAT(Start(1), IsEmpty());
+  EXPECT_EQ(core_->Find(Id(1))->phase, AgentCore::Phase::kPrepared);
+}
+
 TEST_F(AgentCoreTest, TakesUpWhatALifeBeforeLeft) {
   Register();
   Run(1);
@@ -288,7 +333,7 @@ TEST_F(AgentCoreTest, GangThatWasNeverLaunchedIsPreparedAndLaunched) {
   EXPECT_THAT(Words(Restart({}, kStart + absl::Minutes(1))), ElementsAre("AdoptGang 1"));
   Register();
   EXPECT_THAT(Words(core_->OnNothingToAdopt(Id(1))), ElementsAre("LaunchPrep 1"));
-  EXPECT_THAT(Words(core_->OnPrepared(Id(1), {})), ElementsAre("LaunchGang 1"));
+  EXPECT_THAT(Words(core_->OnPrepared(Id(1), {}, kStart)), ElementsAre("LaunchGang 1"));
 }
 
 // Its failure was acknowledged, and the agent killed before it had forgotten the order.
@@ -298,7 +343,8 @@ TEST_F(AgentCoreTest, GangThatWasGivenUpIsNotLaunchedByTheNextLife) {
   core_->OnEnded(Id(1), {});
   EXPECT_THAT(Words(Restart({}, kStart + absl::Minutes(1))), ElementsAre("AdoptGang 1"));
   core_->OnNothingToAdopt(Id(1));
-  EXPECT_THAT(core_->OnPrepared(Id(1), {}), IsEmpty()) << "the lease is good, the order is not";
+  EXPECT_THAT(core_->OnPrepared(Id(1), {}, kStart), IsEmpty())
+      << "the lease is good, the order is not";
   v1::RegisterResponse response;
   response.set_coordinator_epoch(1);
   response.add_stale_attempts()->set_job(kJob);
@@ -314,7 +360,7 @@ TEST_F(AgentCoreTest, NothingIsLaunchedWithoutALease) {
   Run(1);
   EXPECT_THAT(Words(Restart()), ElementsAre("AdoptGang 1"));
   EXPECT_THAT(Words(core_->OnNothingToAdopt(Id(1))), ElementsAre("LaunchPrep 1"));
-  EXPECT_THAT(core_->OnPrepared(Id(1), {}), IsEmpty());
+  EXPECT_THAT(core_->OnPrepared(Id(1), {}, kStart), IsEmpty());
   EXPECT_THAT(Words(Register()), ElementsAre(StartsWith("Deadline"), "LaunchGang 1"));
   EXPECT_THAT(Words(Register()), ElementsAre(StartsWith("Deadline"))) << "once";
 }
@@ -371,7 +417,7 @@ TEST_F(AgentCoreTest, OrderThatCannotBeRememberedIsRefused) {
   EXPECT_THAT(Words(Assign(1)), ElementsAre("Report 1 DISK_FULL"));
   journal_.full = false;
   Assign(2);
-  core_->OnPrepared(Id(2), {});
+  core_->OnPrepared(Id(2), {}, kStart);
   journal_.full = true;
   EXPECT_THAT(Words(Start(2)), ElementsAre("Stop 2 kill", "Report 2 DISK_FULL"));
 }
