@@ -95,7 +95,9 @@ void Agent::Act(const AgentAction& action) {
 AttemptHooks Agent::MakeHooks(const AttemptId& id) {
   AttemptHooks hooks;
   hooks.prepared = [this, id](v1::Prepared prepared) {
-    Drive([&](AgentCore& core) { return core.OnPrepared(id, std::move(prepared)); });
+    Drive([&](AgentCore& core) {
+      return core.OnPrepared(id, std::move(prepared), clock_.Monotonic());
+    });
   };
   hooks.ended = [this, id](v1::Finished finished) {
     Drive([&](AgentCore& core) { return core.OnEnded(id, std::move(finished)); });
