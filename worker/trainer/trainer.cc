@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "worker/trainer/batch_feeder.h"
+#include "worker/trainer/checkpoint_saver.h"
 #include "worker/trainer/data/loader.h"
 #include "worker/trainer/data/token_file.h"
 #include "worker/trainer/device.h"
@@ -29,6 +30,7 @@
 #include "worker/trainer/parallel/collective_dispatcher.h"
 #include "worker/trainer/parallel/local_dispatcher.h"
 #include "worker/trainer/stats.h"
+#include "worker/trainer/step_sums.h"
 
 namespace switchyard {
 namespace {
@@ -37,53 +39,6 @@ struct TokenSource {
   std::string name;
   std::unique_ptr<TokenFile> file;
   std::unique_ptr<Loader> loader;
-};
-
-// What a step or a validation adds up to, over ranks.
-struct StepNumbers {
-  double ce = 0;
-  double aux = 0;  // coefficient x mean auxiliary loss
-  int64_t supervised = 0;
-  at::Tensor copies_LE;
-};
-
-// Sums over the micro-batches on the device, then over ranks, without waiting for either.
-class StepSums {
- public:
-  void Add(const LossSums& microbatch) {
-    supervised_ += microbatch.supervised;
-    if (!ce_.defined()) {
-      ce_ = microbatch.ce_sum;
-      aux_ = microbatch.aux;
-      copies_LE_ = microbatch.token_copies_LE;
-    } else {
-      ce_ = ce_ + microbatch.ce_sum;
-      aux_ = aux_ + microbatch.aux;
-      copies_LE_ = copies_LE_ + microbatch.token_copies_LE;
-    }
-  }
-
-  // Collective. float64: ce, aux, supervised, then the token copies (exact up to 2^53).
-  at::Tensor Reduce(Comm& world) const {
-    const at::Tensor supervised =
-        at::full({1}, static_cast<double>(supervised_), ce_.options().dtype(at::kDouble));
-    at::Tensor sums = at::cat(
-        {ce_.view({1}), aux_.view({1}), supervised, copies_LE_.reshape({-1}).to(at::kDouble)});
-    world.AllReduceSum(sums);
-    return sums;
-  }
-
-  // `sums` of Reduce on the host.
-  StepNumbers Unpack(const at::Tensor& sums) const {
-    const double* values = sums.const_data_ptr<double>();
-    StepNumbers numbers{values[0], values[1], static_cast<int64_t>(values[2]), {}};
-    numbers.copies_LE = sums.narrow(0, 3, sums.numel() - 3).to(at::kLong).view(copies_LE_.sizes());
-    return numbers;
-  }
-
- private:
-  at::Tensor ce_, aux_, copies_LE_;
-  int64_t supervised_ = 0;
 };
 
 // A step that is queued on the device and whose numbers have not been read.
@@ -168,8 +123,6 @@ class Session {
   void LogMemory() const;
   void Validate(int64_t steps_done);
   void Save(int64_t steps_done, bool final);
-  void WarnOfRefusedCommits();
-  void AwaitLastCommit();
 
   const TrainConfig& config_;
   const TrainerEnvironment& env_;
@@ -187,15 +140,15 @@ class Session {
   std::unique_ptr<TokenDispatcher> dispatcher_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<BatchFeeder> feeder_;
+  std::unique_ptr<CheckpointSaver> saver_;
 
-  int64_t steps_done_ = 0;  // queued
+  int64_t loaded_step_ = 0;  // of the checkpoint that training began from
+  int64_t steps_done_ = 0;   // queued
   std::optional<QueuedStep> queued_;
   int64_t tokens_seen_ = 0;
   NonfiniteGuard guard_{3};
   double last_loss_ = std::nan("");
   std::optional<double> last_validation_loss_;
-  int64_t last_saved_step_ = -1;
-  std::vector<int64_t> uncommitted_;               // steps whose commit has not been answered
   std::map<std::string, double> carried_seconds_;  // between steps; reported with the next one
 };
 
@@ -274,11 +227,11 @@ void Session::Load() {
                << " peak_host_bytes=" << PeakHostMemoryBytes();
   if (loaded.has_value()) {
     CheckResumable(*loaded, checkpoint);
+    loaded_step_ = loaded->step;
     steps_done_ = loaded->step;
     tokens_seen_ = loaded->tokens_seen;
     guard_ = NonfiniteGuard(config_.optimizer.max_nonfinite_steps, loaded->nonfinite_in_a_row,
                             loaded->skipped_total);
-    last_saved_step_ = steps_done_;
   }
   if (mesh_.ep_size == 1) {
     dispatcher_ = std::make_unique<LocalDispatcher>(model_.num_experts);
@@ -463,16 +416,9 @@ void Session::Validate(int64_t steps_done) {
 
 void Session::Save(int64_t steps_done, bool final) {
   FinishStep();
-  EnterPhase("saving");
-  PhaseTimer timer(*env_.clock);
   Manifest manifest;
-  manifest.job = config_.run.job_name;
-  manifest.job_uid = config_.run.job_uid;
-  manifest.attempt = config_.run.attempt;
   manifest.step = steps_done;
   manifest.final = final;
-  manifest.world_size = config_.run.world_size;
-  manifest.ep_size = config_.parallel.ep_size;
   manifest.loss = last_loss_;
   manifest.validation_loss = last_validation_loss_;
   TrainState state;
@@ -485,72 +431,13 @@ void Session::Save(int64_t steps_done, bool final) {
   state.nonfinite_in_a_row = guard_.in_a_row();
   state.lr_schedule = config_.lr_schedule_spec;
   state.torch_version = TORCH_VERSION;
-  const std::string folder =
-      absl::StrCat(config_.run.job_dir, "/staging/", config_.run.attempt, "/step-", steps_done);
-  const uint32_t crc32c = state_->Save(folder, manifest, state);
-  last_saved_step_ = steps_done;
-  uncommitted_.push_back(steps_done);
-  ReportFromRankZero(
-      CheckpointFrame{steps_done, folder, crc32c, final, last_loss_, last_validation_loss_});
-  timer.Lap("checkpoint");
-  SY_LOG(INFO) << "saved step=" << steps_done << " seconds=" << timer.total_seconds();
-  carried_seconds_["checkpoint"] += timer.total_seconds();
-  EnterPhase("training");
-}
-
-// A refused commit of a checkpoint on the way does not end training: it may be the service's fault,
-// and the next one may go through.
-void Session::WarnOfRefusedCommits() {
-  if (!IsRankZero()) return;
-  std::vector<int64_t> waiting;
-  for (int64_t step : uncommitted_) {
-    const auto result = env_.control->TakeCheckpointResult(step, absl::ZeroDuration());
-    if (!result.has_value()) {
-      waiting.push_back(step);
-    } else if (!result->ok) {
-      Report(WarningFrame{
-          absl::StrCat("checkpoint of step ", step, " was not committed: ", result->error)});
-    }
-  }
-  uncommitted_ = std::move(waiting);
-}
-
-// All ranks wait together, in slices shorter than the collectives' timeout.
-void Session::AwaitLastCommit() {
-  if (env_.commit_timeout == absl::ZeroDuration() || uncommitted_.empty()) return;
-  enum Outcome : int64_t { kWaiting = 0, kDone = 1, kRefused = 2 };
-  const int64_t step = uncommitted_.back();
-  const absl::Duration slice = std::min(config_.parallel.collective_timeout / 4, absl::Seconds(2));
-  const absl::Duration deadline = env_.clock->Monotonic() + env_.commit_timeout;
-  std::string fault;
-  int64_t outcome = kWaiting;
-  while (outcome == kWaiting) {
-    if (IsRankZero()) {
-      const auto result = env_.control->TakeCheckpointResult(step, slice);
-      const StopRequest stop = env_.control->stop();
-      if (result.has_value()) {
-        outcome = result->ok ? kDone : kRefused;
-        fault = result->error;
-      } else if (env_.clock->Monotonic() >= deadline || (stop.stop && !stop.checkpoint)) {
-        // The checkpoint is complete and its frame is sent: the service commits it when it is back.
-        SY_LOG(WARNING) << "no answer about the last checkpoint step=" << step;
-        outcome = kDone;
-      }
-    }
-    at::Tensor agreed = at::tensor({outcome}, at::kLong);
-    World().AllReduceMax(agreed);
-    outcome = agreed.item<int64_t>();
-  }
-  if (outcome == kRefused) {
-    throw TrainError(FailureReason::kStorageIo,
-                     absl::StrCat("checkpoint of step ", step, " was not committed",
-                                  IsRankZero() ? ": " : " (rank 0 knows why)", fault));
-  }
+  carried_seconds_["checkpoint"] += saver_->Save(std::move(manifest), state);
 }
 
 TrainResult Session::Run() {
   Load();
   EnterPhase("training");
+  saver_ = std::make_unique<CheckpointSaver>(config_, env_, *state_, World());
   feeder_ = std::make_unique<BatchFeeder>(*train_.loader, steps_done_, total_steps_);
   ResetPeakDeviceMemory(device_);
   const TrainConfig::Batch& batch = config_.batch;
@@ -561,12 +448,12 @@ TrainResult Session::Run() {
     const StopRequest stop = AgreeOnStop(World(), env_.control->stop());
     if (stop.stop) {
       FinishStep();
-      const bool progress = steps_done_ > std::max<int64_t>(last_saved_step_, 0);
+      const bool progress = steps_done_ > std::max(saver_->last_step(), loaded_step_);
       if (stop.checkpoint && progress) Save(steps_done_, /*final=*/false);
-      AwaitLastCommit();
+      saver_->AwaitLastCommit();
       return {steps_done_, true};
     }
-    WarnOfRefusedCommits();
+    saver_->TakeCommitResults();
     TrainStep(steps_done_);
     const bool last = steps_done_ == total_steps_;
     if (last || every(batch.val_every_steps, steps_done_)) Validate(steps_done_);
@@ -576,7 +463,7 @@ TrainResult Session::Run() {
     }
   }
   FinishStep();
-  AwaitLastCommit();
+  saver_->AwaitLastCommit();
   return {steps_done_, false};
 }
 
