@@ -66,7 +66,10 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(const CombineParams p)
     const int column = start + 8 * lane;
     const bool exists = column < p.hidden;
     float sum[8] = {};
-    if (p.residual != nullptr && exists) Load8(p.residual + token * p.hidden + column, sum);
+    uint4 residual = make_uint4(0, 0, 0, 0);  // in flight with the rows, added last
+    if (p.residual != nullptr && exists) {
+      residual = LoadWords(p.residual + token * p.hidden + column);
+    }
     if constexpr (kTopK > 0) {
       uint4 words[kTopK];
 #pragma unroll
@@ -91,6 +94,12 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(const CombineParams p)
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum[i] += v[i];
       }
+    }
+    if (p.residual != nullptr) {
+      float v[8];
+      Unpack8(residual, v);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum[i] += v[i];
     }
     if (exists) Store8(p.out + token * p.hidden + column, sum);
   }

@@ -26,7 +26,8 @@ struct PermuteParams {
 };
 cudaError_t Permute(const PermuteParams& p, cudaStream_t stream);
 
-// out[t, :] = residual[t, :] + sum over k of rows[row_of[t * top_k + k], :], rounded once.
+// out[t, :] = sum over k of rows[row_of[t * top_k + k], :] + residual[t, :], in this order, rounded
+// once.
 // The routing weight is already in the rows (grouped_gemm.h). As the gradient of Permute it also
 // finishes the gradient of the weights: d_weight[n] = sum over i of dp_partial[i, row_of[n]].
 struct CombineParams {

@@ -14,11 +14,12 @@ void PermuteRef(const PermuteParams& p) {
 void CombineRef(const CombineParams& p) {
   for (int64_t t = 0; t < p.tokens; ++t) {
     for (int i = 0; i < p.hidden; ++i) {
-      float sum = p.residual != nullptr ? ToFloat(p.residual[t * p.hidden + i]) : 0.f;
+      float sum = 0.f;
       for (int k = 0; k < p.top_k; ++k) {
         const int64_t row = p.row_of[t * p.top_k + k];
         if (row >= 0) sum += ToFloat(p.rows[row * p.hidden + i]);
       }
+      if (p.residual != nullptr) sum += ToFloat(p.residual[t * p.hidden + i]);
       p.out[t * p.hidden + i] = ToBf16(sum);
     }
     if (p.dp_partial == nullptr) continue;

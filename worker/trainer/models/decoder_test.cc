@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -28,20 +30,24 @@ class RecordingDispatcher final : public TokenDispatcher {
     calls_->push_back("plan");
     return local_.Plan(by_expert);
   }
-  DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
-                          const at::Tensor& weights_TK) override {
-    calls_->push_back(weights_TK.defined() ? "dispatch with weights" : "dispatch");
-    return local_.Dispatch(plan, x_TH, weights_TK);
+  std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                                                 const at::Tensor& weights_TK) override {
+    calls_->push_back(weights_TK.defined() ? "begin dispatch with weights" : "begin dispatch");
+    return local_.BeginDispatch(plan, x_TH, weights_TK);
   }
-  at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
-                     const at::Tensor& residual_TH) override {
-    calls_->push_back("combine");
-    return local_.Combine(plan, rows_NH, residual_TH);
+  DispatchedRows FinishDispatch(std::unique_ptr<PendingDispatch> pending) override {
+    calls_->push_back("finish dispatch");
+    return local_.FinishDispatch(std::move(pending));
   }
-  CombinedGradients CombineGradients(const DispatchPlan& plan, const at::Tensor& drows_NH,
-                                     const at::Tensor& dweights_PN) override {
-    calls_->push_back("combine gradients");
-    return local_.CombineGradients(plan, drows_NH, dweights_PN);
+  std::unique_ptr<PendingCombine> BeginCombine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                                               const at::Tensor& dweights_PN) override {
+    calls_->push_back(dweights_PN.defined() ? "begin combine of gradients" : "begin combine");
+    return local_.BeginCombine(plan, rows_NH, dweights_PN);
+  }
+  CombinedRows FinishCombine(std::unique_ptr<PendingCombine> pending,
+                             const at::Tensor& residual_TH) override {
+    calls_->push_back("finish combine");
+    return local_.FinishCombine(std::move(pending), residual_TH);
   }
 
  private:

@@ -68,10 +68,10 @@ at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
                              gradients.experts.gate_up_E2FH, gradients.accumulate_experts);
   at::Tensor drows_NH = ops::ExpertsUpBackward(dz_N2F, experts.gate_up_E2FH, plan.offsets_E1);
   dz_N2F.reset();
-  const CombinedGradients combined = dispatcher.CombineGradients(plan, drows_NH, dweights_PN);
+  const CombinedRows combined = dispatcher.CombineGradients(plan, drows_NH, dweights_PN);
   RouterBackward(context, router_EH, combined.dweights_TK, daux_E, x_TH, saved->choice,
-                 combined.dx_TH, gradients.router_EH, gradients.accumulate_router);
-  return combined.dx_TH;
+                 combined.sum_TH, gradients.router_EH, gradients.accumulate_router);
+  return combined.sum_TH;
 }
 
 }  // namespace switchyard

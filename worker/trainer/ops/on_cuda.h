@@ -39,12 +39,10 @@ RouterChoice RouterForward(const at::Tensor& logits_TE, const RouterOptions& opt
 at::Tensor RouterBackward(const RouterChoice& choice, const at::Tensor& dweights_TK, bool normalize,
                           const at::Tensor& daux_E);
 
-bool ServesPermute(const at::Tensor& x_TH);
-PermutedRows PermuteRows(const at::Tensor& x_TH, const at::Tensor& scalars_TK,
-                         const Permutation& permutation);
-at::Tensor UnpermuteSum(const at::Tensor& rows_NH, const at::Tensor& residual_TH,
-                        const Permutation& permutation, const at::Tensor& scalars_PN,
-                        at::Tensor* scalars_TK);
+bool ServesPermute(const at::Tensor& x_TH, const RowMap& map);
+PermutedRows PermuteRows(const at::Tensor& x_TH, const at::Tensor& scalars_TK, const RowMap& map);
+at::Tensor UnpermuteSum(const at::Tensor& rows_NH, const at::Tensor& residual_TH, const RowMap& map,
+                        const at::Tensor& scalars_PN, at::Tensor* scalars_TK);
 
 // Errors: sizes that the kernels do not take; nothing else computes them without the host.
 bool ServesExperts(const at::Tensor& x_NI, int64_t experts, int64_t hidden, int64_t ffn);

@@ -151,6 +151,23 @@ TEST(PermuteTest, SumsInSinglePrecisionAndRoundsOnce) {
   EXPECT_EQ(UnpermuteSum(rows, {}, p).item<double>(), 258.0);
 }
 
+TEST(PermuteTest, CopiesMayHaveNoRow) {
+  RowMap map;
+  map.num_tokens = 3;
+  map.top_k = 2;
+  map.num_rows = 3;
+  map.row_of_TK = Ids({-1, 2, -1, -1, 0, 1}).to(at::kInt);
+  const at::Tensor x = at::tensor({10.0, 20.0, 30.0}, at::kFloat).unsqueeze(1);
+  const at::Tensor s = at::tensor({0., 1., 2., 3., 4., 5.}, at::kFloat).view({3, 2});
+  const PermutedRows out = PermuteRows(x, s, map);
+  EXPECT_TRUE(at::equal(out.rows_NH.squeeze(1), at::tensor({30., 30., 10.}, at::kFloat)));
+  EXPECT_TRUE(at::equal(out.scalars_N, at::tensor({4., 5., 1.}, at::kFloat)));
+  at::Tensor back;
+  EXPECT_TRUE(at::equal(UnpermuteSum(out.rows_NH, x, map, out.scalars_N.unsqueeze(0), &back),
+                        at::tensor({20., 20., 90.}, at::kFloat).unsqueeze(1)));
+  EXPECT_TRUE(at::equal(back, at::tensor({0., 1., 0., 0., 4., 5.}, at::kFloat).view({3, 2})));
+}
+
 TEST(PermuteTest, NoTokens) {
   const Permutation p = MakePermutation(at::empty({0, 2}, at::kLong), 3);
   EXPECT_THAT(RowsPerExpert(p.offsets_E1), ElementsAre(0, 0, 0));

@@ -1,8 +1,8 @@
 // Copies each token once per chosen expert, so that one expert's rows are contiguous, and sums the
 // copies back.
 //
-// T tokens, K experts per token, H hidden, N = T K rows, E experts, P partial sums. CUDA, bf16:
-// H % 8 == 0, H <= 16384, K <= 32; else composed of ATen's operations.
+// T tokens, K copies per token, H hidden, N rows, E experts, P partial sums. CUDA, bf16: H % 8 ==
+// 0, H <= 16384, K <= 32; else composed of ATen's operations.
 #ifndef SWITCHYARD_WORKER_TRAINER_OPS_PERMUTE_H_
 #define SWITCHYARD_WORKER_TRAINER_OPS_PERMUTE_H_
 
@@ -13,11 +13,16 @@
 
 namespace switchyard::ops {
 
-// Rows by expert, ascending; inside an expert by token, then k.
-struct Permutation {
+// Where the copies of tokens lie among N rows. Every row belongs to one copy.
+struct RowMap {
   int64_t num_tokens = 0;
   int64_t top_k = 0;
-  at::Tensor row_of_TK;   // int32: the row of each copy
+  int64_t num_rows = 0;  // N
+  at::Tensor row_of_TK;  // int32 [T * K]: the row of each copy; negative: it has none
+};
+
+// Every copy has a row: by expert, ascending; inside an expert by token, then k. N = T K.
+struct Permutation : RowMap {
   at::Tensor offsets_E1;  // int32: the first row of each expert, and N
 };
 
@@ -32,14 +37,12 @@ struct PermutedRows {
   at::Tensor scalars_N;  // undefined without scalars
 };
 // [T, H] -> [N, H], any dtype; with scalars [T, K] (undefined: none) -> [N].
-PermutedRows PermuteRows(const at::Tensor& x_TH, const at::Tensor& scalars_TK,
-                         const Permutation& permutation);
+PermutedRows PermuteRows(const at::Tensor& x_TH, const at::Tensor& scalars_TK, const RowMap& map);
 // [N, H] -> [T, H]: sums in the accumulation dtype in ascending order of k, then the residual
 // [T, H] (undefined: none), rounded once. With `scalars_TK` also the way back of scalars: each is
-// the sum over P of scalars_PN at its row.
-at::Tensor UnpermuteSum(const at::Tensor& rows_NH, const at::Tensor& residual_TH,
-                        const Permutation& permutation, const at::Tensor& scalars_PN = {},
-                        at::Tensor* scalars_TK = nullptr);
+// the sum over P of scalars_PN at its row, in order; 0 without a row.
+at::Tensor UnpermuteSum(const at::Tensor& rows_NH, const at::Tensor& residual_TH, const RowMap& map,
+                        const at::Tensor& scalars_PN = {}, at::Tensor* scalars_TK = nullptr);
 
 }  // namespace switchyard::ops
 

@@ -34,6 +34,7 @@ RouterChoice RouterForward(const at::Tensor& logits_TE, const RouterOptions& opt
   out.weights_TK = at::empty({tokens, options.top_k}, wide);
   out.by_expert.num_tokens = tokens;
   out.by_expert.top_k = options.top_k;
+  out.by_expert.num_rows = tokens * options.top_k;
   out.by_expert.row_of_TK = at::empty({tokens * options.top_k}, whole);
   out.by_expert.offsets_E1 = at::empty({experts + 1}, whole);
   if (options.prob_sums) out.prob_sums_E = at::empty({experts}, wide);

@@ -11,8 +11,9 @@
 
 namespace switchyard {
 
-// Experts are spread evenly: rank r of `ep` owns [r * E / ep, (r + 1) * E / ep). Counts travel
-// first, then one row per token copy; counts are read on the host.
+// Experts are spread evenly: rank r of `ep` owns [r * E / ep, (r + 1) * E / ep). One row travels
+// per token and rank that owns some of its experts, in both directions. Making a plan takes two
+// exchanges, of counts, which the host waits for, and of rows; its buffers are exact.
 class CollectiveDispatcher final : public TokenDispatcher {
  public:
   // Borrows `ep`. ep.size() divides num_experts (checked).
@@ -20,12 +21,13 @@ class CollectiveDispatcher final : public TokenDispatcher {
 
   int64_t num_local_experts() const override { return num_experts_ / ep_.size(); }
   std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) override;
-  DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
-                          const at::Tensor& weights_TK) override;
-  at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
-                     const at::Tensor& residual_TH) override;
-  CombinedGradients CombineGradients(const DispatchPlan& plan, const at::Tensor& drows_NH,
-                                     const at::Tensor& dweights_PN) override;
+  std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                                                 const at::Tensor& weights_TK) override;
+  DispatchedRows FinishDispatch(std::unique_ptr<PendingDispatch> pending) override;
+  std::unique_ptr<PendingCombine> BeginCombine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                                               const at::Tensor& dweights_PN) override;
+  CombinedRows FinishCombine(std::unique_ptr<PendingCombine> pending,
+                             const at::Tensor& residual_TH) override;
 
  private:
   Comm& ep_;

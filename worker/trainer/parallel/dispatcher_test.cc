@@ -111,9 +111,9 @@ TEST_P(DispatcherTest, RowsArriveByExpertRankTokenAndK) {
       }
       // Partial sums of 1/4 and 3/4 of a weight: exact.
       const at::Tensor parts = at::stack({scalars * 0.25, scalars * 0.75});
-      const CombinedGradients back = dispatcher.CombineGradients(*plan, rows, parts);
+      const CombinedRows back = dispatcher.CombineGradients(*plan, rows, parts);
       ASSERT_TRUE(at::equal(back.dweights_TK, weights)) << c.name;
-      ASSERT_TRUE(at::equal(back.dx_TH, kTopK * Rows(rank, tokens))) << c.name;
+      ASSERT_TRUE(at::equal(back.sum_TH, kTopK * Rows(rank, tokens))) << c.name;
     });
   }
 }
@@ -162,20 +162,22 @@ TEST(CollectiveDispatcherTest, OneRankGivesTheBitsOfLocalDispatcher) {
         ASSERT_TRUE(at::equal(rows, local_sent.rows_NH)) << c.name;
         ASSERT_TRUE(at::equal(sent.weights_N, local_sent.weights_N)) << c.name;
         const at::Tensor results = at::randn(rows.sizes(), generator, at::kFloat).to(type);
-        ASSERT_TRUE(at::equal(collective.Combine(*plan, results, x),
-                              local.Combine(*local_plan, results, x)))
+        // With a residual the local one rounds once, the collective one twice.
+        const at::Tensor residual = type == at::kFloat ? x : at::Tensor();
+        ASSERT_TRUE(at::equal(collective.Combine(*plan, results, residual),
+                              local.Combine(*local_plan, results, residual)))
             << c.name;
         const at::Tensor parts = at::stack({sent.weights_N, sent.weights_N * 0.1});
-        const CombinedGradients back = collective.CombineGradients(*plan, results, parts);
-        const CombinedGradients local_back = local.CombineGradients(*local_plan, results, parts);
-        ASSERT_TRUE(at::equal(back.dx_TH, local_back.dx_TH)) << c.name;
+        const CombinedRows back = collective.CombineGradients(*plan, results, parts);
+        const CombinedRows local_back = local.CombineGradients(*local_plan, results, parts);
+        ASSERT_TRUE(at::equal(back.sum_TH, local_back.sum_TH)) << c.name;
         ASSERT_TRUE(at::equal(back.dweights_TK, local_back.dweights_TK)) << c.name;
       }
     }
   });
 }
 
-TEST(CollectiveDispatcherTest, CombineRoundsBfloat16Once) {
+TEST(CollectiveDispatcherTest, ARanksPartOfASumIsRoundedOnce) {
   // 256 + 1 + 1: bf16 additions one by one would stay at 256.
   RunInProcess(1, absl::Seconds(30), [](int rank, InProcessWorld& world) {
     const Comms comms = world.MakeComms(MakeMesh(1, rank, 1, 1, 3).value());
@@ -184,6 +186,44 @@ TEST(CollectiveDispatcherTest, CombineRoundsBfloat16Once) {
         dispatcher.Plan(ops::MakePermutation(at::tensor({0, 1, 2}, at::kLong).view({1, 3}), 3));
     const at::Tensor rows = at::tensor({256.0f, 1.0f, 1.0f}).view({3, 1}).to(at::kBFloat16);
     ASSERT_EQ(dispatcher.Combine(*plan, rows, {}).item<float>(), 258.0f);
+  });
+}
+
+TEST(CollectiveDispatcherTest, SumsOfRanksAreRoundedBeforeTheyAreAdded) {
+  // Experts 0-3 lie on rank 0. There 256 + 1 + 0 + 0 is 257, rounded to even 256; with rank 1's 1
+  // and the residual's 1 it is 258. One sum of all would be 259, rounded to 260.
+  RunInProcess(2, absl::Seconds(30), [](int rank, InProcessWorld& world) {
+    const Comms comms = world.MakeComms(MakeMesh(2, rank, 1, 2, 4).value());
+    CollectiveDispatcher dispatcher(comms[Axis::kEp], 4);
+    const auto plan =
+        dispatcher.Plan(ops::MakePermutation(at::tensor({2, 1, 0}, at::kLong).view({1, 3}), 4));
+    // Rows: on rank 0 expert 0 then 1, of both ranks; on rank 1 expert 2.
+    const at::Tensor rows =
+        rank == 0 ? at::tensor({256.0f, 256.0f, 1.0f, 1.0f}) : at::tensor({1.0f, 1.0f});
+    const at::Tensor one = at::ones({1, 1}, at::kBFloat16);
+    EXPECT_EQ(dispatcher.Combine(*plan, rows.unsqueeze(1).to(at::kBFloat16), one).item<float>(),
+              258.0f);
+  });
+}
+
+TEST(CollectiveDispatcherTest, TransfersMayOverlapAndFinishInTheirOrder) {
+  RunInProcess(2, absl::Seconds(30), [](int rank, InProcessWorld& world) {
+    const Comms comms = world.MakeComms(MakeMesh(2, rank, 1, 2, kExperts).value());
+    CollectiveDispatcher dispatcher(comms[Axis::kEp], kExperts);
+    const at::Tensor ids = RandomIds(7 + rank, 30 + rank);
+    const at::Tensor x = Rows(rank, 7 + rank), twice = 2 * x;
+    const auto plan = dispatcher.Plan(ByExpert(ids));
+    auto first = dispatcher.BeginDispatch(*plan, x, {});
+    auto second = dispatcher.BeginDispatch(*plan, twice, {});
+    const at::Tensor rows = dispatcher.FinishDispatch(std::move(first)).rows_NH;
+    const at::Tensor twice_rows = dispatcher.FinishDispatch(std::move(second)).rows_NH;
+    EXPECT_TRUE(at::equal(twice_rows, 2 * rows));
+    auto back = dispatcher.BeginCombine(*plan, rows, {});
+    auto twice_back = dispatcher.BeginCombine(*plan, twice_rows, {});
+    EXPECT_TRUE(at::equal(dispatcher.FinishCombine(std::move(back), x).sum_TH, (kTopK + 1) * x));
+    const CombinedRows sum = dispatcher.FinishCombine(std::move(twice_back), {});
+    EXPECT_TRUE(at::equal(sum.sum_TH, kTopK * twice));
+    EXPECT_FALSE(sum.dweights_TK.defined());
   });
 }
 

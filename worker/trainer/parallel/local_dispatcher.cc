@@ -15,6 +15,17 @@ const ops::Permutation& PermutationOf(const DispatchPlan& plan) {
   return static_cast<const LocalPlan&>(plan).permutation;
 }
 
+// The whole happens in Begin.
+struct LocalDispatch final : PendingDispatch {
+  DispatchedRows rows;
+};
+
+// The whole happens in Finish, where the residual is known.
+struct LocalCombine final : PendingCombine {
+  const ops::Permutation* permutation = nullptr;
+  at::Tensor rows_NH, dweights_PN;
+};
+
 }  // namespace
 
 std::unique_ptr<DispatchPlan> LocalDispatcher::Plan(const ops::Permutation& by_expert) {
@@ -28,22 +39,36 @@ std::unique_ptr<DispatchPlan> LocalDispatcher::Plan(const ops::Permutation& by_e
   return plan;
 }
 
-DispatchedRows LocalDispatcher::Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
-                                         const at::Tensor& weights_TK) {
+std::unique_ptr<PendingDispatch> LocalDispatcher::BeginDispatch(const DispatchPlan& plan,
+                                                                const at::Tensor& x_TH,
+                                                                const at::Tensor& weights_TK) {
+  auto pending = std::make_unique<LocalDispatch>();
   ops::PermutedRows out = ops::PermuteRows(x_TH, weights_TK, PermutationOf(plan));
-  return {std::move(out.rows_NH), std::move(out.scalars_N)};
+  pending->rows = {std::move(out.rows_NH), std::move(out.scalars_N)};
+  return pending;
 }
 
-at::Tensor LocalDispatcher::Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
-                                    const at::Tensor& residual_TH) {
-  return ops::UnpermuteSum(rows_NH, residual_TH, PermutationOf(plan));
+DispatchedRows LocalDispatcher::FinishDispatch(std::unique_ptr<PendingDispatch> pending) {
+  return std::move(static_cast<LocalDispatch&>(*pending).rows);
 }
 
-CombinedGradients LocalDispatcher::CombineGradients(const DispatchPlan& plan,
-                                                    const at::Tensor& drows_NH,
-                                                    const at::Tensor& dweights_PN) {
-  CombinedGradients out;
-  out.dx_TH = ops::UnpermuteSum(drows_NH, {}, PermutationOf(plan), dweights_PN, &out.dweights_TK);
+std::unique_ptr<PendingCombine> LocalDispatcher::BeginCombine(const DispatchPlan& plan,
+                                                              const at::Tensor& rows_NH,
+                                                              const at::Tensor& dweights_PN) {
+  auto pending = std::make_unique<LocalCombine>();
+  pending->permutation = &PermutationOf(plan);
+  pending->rows_NH = rows_NH;
+  pending->dweights_PN = dweights_PN;
+  return pending;
+}
+
+CombinedRows LocalDispatcher::FinishCombine(std::unique_ptr<PendingCombine> pending,
+                                            const at::Tensor& residual_TH) {
+  const auto& combine = static_cast<const LocalCombine&>(*pending);
+  CombinedRows out;
+  out.sum_TH =
+      ops::UnpermuteSum(combine.rows_NH, residual_TH, *combine.permutation, combine.dweights_PN,
+                        combine.dweights_PN.defined() ? &out.dweights_TK : nullptr);
   return out;
 }
 

@@ -15,12 +15,13 @@ class LocalDispatcher final : public TokenDispatcher {
 
   int64_t num_local_experts() const override { return num_experts_; }
   std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) override;
-  DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
-                          const at::Tensor& weights_TK) override;
-  at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
-                     const at::Tensor& residual_TH) override;
-  CombinedGradients CombineGradients(const DispatchPlan& plan, const at::Tensor& drows_NH,
-                                     const at::Tensor& dweights_PN) override;
+  std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                                                 const at::Tensor& weights_TK) override;
+  DispatchedRows FinishDispatch(std::unique_ptr<PendingDispatch> pending) override;
+  std::unique_ptr<PendingCombine> BeginCombine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                                               const at::Tensor& dweights_PN) override;
+  CombinedRows FinishCombine(std::unique_ptr<PendingCombine> pending,
+                             const at::Tensor& residual_TH) override;
 
  private:
   int64_t num_experts_;

@@ -37,31 +37,80 @@ struct DispatchedRows {
   at::Tensor weights_N;  // undefined when no weights were sent
 };
 
-struct CombinedGradients {
-  at::Tensor dx_TH;
-  at::Tensor dweights_TK;
+struct CombinedRows {
+  at::Tensor sum_TH;
+  at::Tensor dweights_TK;  // undefined when no gradients of weights were sent
+};
+
+// A dispatch or a combine between its Begin and its Finish. Keeps its inputs alive; borrows the
+// plan.
+class PendingDispatch {
+ public:
+  virtual ~PendingDispatch() = default;
+};
+class PendingCombine {
+ public:
+  virtual ~PendingCombine() = default;
 };
 
 // Collective over the ep axis: every rank calls the same members in the same order, also with T =
-// 0.
+// 0, from one thread.
+//
+// A transfer is begun and finished, so that other work can be queued in between. Begin takes the
+// inputs as of the current stream and may send them on a stream of the dispatcher's own; Finish
+// orders the results on the current stream of its caller, which may be another one. Up to two
+// dispatches and two combines may be in flight; those of one kind finish in the order in which they
+// began. Each Begin is finished, except when an exception ends the run.
+// Errors: CommError: a lost or late peer; the run is over.
 class TokenDispatcher {
  public:
   virtual ~TokenDispatcher() = default;
   virtual int64_t num_local_experts() const = 0;
   // `by_expert`: this rank's token copies grouped by global expert; ids distinct within a token.
   virtual std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) = 0;
+
   // x_TH [T, H] -> [N, H], same dtype: row n is its token's row. With weights_TK (undefined: none)
   // also the weight of each row.
-  virtual DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
-                                  const at::Tensor& weights_TK) = 0;
-  // rows_NH [N, H] -> [T, H]: the sum of a token's rows, accumulated in fp32 in ascending order of
-  // k, and of the residual [T, H] (undefined: none), then rounded once to the dtype of the rows.
-  virtual at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
-                             const at::Tensor& residual_TH) = 0;
-  // The transpose of Dispatch with weights. The gradient of a row's weight comes as P partial sums
-  // [P, N], to be added in order.
-  virtual CombinedGradients CombineGradients(const DispatchPlan& plan, const at::Tensor& drows_NH,
-                                             const at::Tensor& dweights_PN) = 0;
+  virtual std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan,
+                                                         const at::Tensor& x_TH,
+                                                         const at::Tensor& weights_TK) = 0;
+  virtual DispatchedRows FinishDispatch(std::unique_ptr<PendingDispatch> pending) = 0;
+
+  // rows_NH [N, H] -> [T, H], the sum of a token's rows, and of the residual [T, H] (undefined:
+  // none). The order of additions is part of the contract, so that all dispatchers over the same
+  // ranks give the same bits: at each rank that owns some of the token's experts its rows in
+  // ascending order of k, in fp32, rounded to the dtype of the rows; then these sums in ascending
+  // order of rank, then the residual, in fp32, rounded once. LocalDispatcher, without ranks, rounds
+  // at the end only.
+  // With dweights_PN (undefined: none) also the way back of one number per row, given as P partial
+  // sums to be added in order: the gradient of the row's weight.
+  virtual std::unique_ptr<PendingCombine> BeginCombine(const DispatchPlan& plan,
+                                                       const at::Tensor& rows_NH,
+                                                       const at::Tensor& dweights_PN) = 0;
+  virtual CombinedRows FinishCombine(std::unique_ptr<PendingCombine> pending,
+                                     const at::Tensor& residual_TH) = 0;
+
+  // To be asked once after a forward and before anything of it is accumulated. True: a plan of it
+  // needed more rows than the dispatcher keeps buffers for, so what was computed from it is wrong
+  // (never out of bounds); buffers are larger from here on: forget the forward and run it again.
+  // The same answer on all ranks; no tokens are ever dropped. May wait for the device, as far as
+  // the last plan.
+  virtual bool MustRepeat() { return false; }
+
+  // Both phases at once.
+  DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                          const at::Tensor& weights_TK) {
+    return FinishDispatch(BeginDispatch(plan, x_TH, weights_TK));
+  }
+  at::Tensor Combine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                     const at::Tensor& residual_TH) {
+    return FinishCombine(BeginCombine(plan, rows_NH, {}), residual_TH).sum_TH;
+  }
+  // The transpose of Dispatch with weights.
+  CombinedRows CombineGradients(const DispatchPlan& plan, const at::Tensor& drows_NH,
+                                const at::Tensor& dweights_PN) {
+    return FinishCombine(BeginCombine(plan, drows_NH, dweights_PN), {});
+  }
 };
 
 }  // namespace switchyard
