@@ -14,6 +14,10 @@ namespace switchyard {
 uint32_t Crc32c(uint32_t crc, const void* data, size_t size);
 inline uint32_t Crc32c(absl::string_view data) { return Crc32c(0, data.data(), data.size()); }
 
+// The checksum of two runs of bytes, one after the other, from theirs: crc(A B) from crc(A), crc(B)
+// and the length of B. So a file's checksum comes from pieces that different processes wrote.
+uint32_t Crc32cConcat(uint32_t first, uint32_t second, uint64_t second_bytes);
+
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_BASE_CRC32C_H_

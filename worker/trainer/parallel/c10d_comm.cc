@@ -127,7 +127,7 @@ Backend MakeNccl(c10::intrusive_ptr<c10d::Store> store, int rank, int size,
 
 Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options) {
   if (mesh.world_size == 1) {
-    return Comms(mesh, [](const std::string& name, const std::vector<int>&, int rank) {
+    return Comms(mesh, [](const std::string& name, const std::vector<int>&, int rank, bool) {
       return std::make_shared<C10dComm>(name, rank, 1, Backends{});
     });
   }
@@ -150,7 +150,8 @@ Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options) {
     throw CommError(absl::StrCat("meet the gang at ", master, ": rank ", mesh.rank, " of ",
                                  mesh.world_size, ": ", Reason(e)));
   }
-  return Comms(mesh, [&](const std::string& name, const std::vector<int>& ranks, int rank) {
+  return Comms(mesh, [&](const std::string& name, const std::vector<int>& ranks, int rank,
+                         bool on_host) {
     const int size = static_cast<int>(ranks.size());
     Backends backends;
     if (size > 1) {
@@ -159,7 +160,7 @@ Comms MakeC10dComms(const Mesh& mesh, const C10dOptions& options) {
       try {
         backends.cpu = c10::make_intrusive<c10d::ProcessGroupGloo>(
             c10::make_intrusive<c10d::PrefixStore>(name, store), rank, size, group_options);
-        if (options.cuda) {
+        if (options.cuda && !on_host) {
           backends.cuda = MakeNccl(c10::make_intrusive<c10d::PrefixStore>(name + ".nccl", store),
                                    rank, size, timeout);
         }

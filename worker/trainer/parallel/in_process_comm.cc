@@ -122,15 +122,16 @@ class InProcessComm final : public RankOrderComm {
 InProcessWorld::~InProcessWorld() = default;
 
 Comms InProcessWorld::MakeComms(const Mesh& mesh) {
-  return Comms(mesh, [this](const std::string& name, const std::vector<int>& ranks, int rank) {
-    absl::MutexLock lock(&mu_);
-    std::shared_ptr<InProcessGroup>& group = groups_[name];
-    if (group == nullptr) {
-      group = std::make_shared<InProcessGroup>(static_cast<int>(ranks.size()), timeout_);
-      if (!aborted_.empty()) group->Abort(aborted_);
-    }
-    return std::make_shared<InProcessComm>(name, rank, static_cast<int>(ranks.size()), group);
-  });
+  return Comms(
+      mesh, [this](const std::string& name, const std::vector<int>& ranks, int rank, bool) {
+        absl::MutexLock lock(&mu_);
+        std::shared_ptr<InProcessGroup>& group = groups_[name];
+        if (group == nullptr) {
+          group = std::make_shared<InProcessGroup>(static_cast<int>(ranks.size()), timeout_);
+          if (!aborted_.empty()) group->Abort(aborted_);
+        }
+        return std::make_shared<InProcessComm>(name, rank, static_cast<int>(ranks.size()), group);
+      });
 }
 
 void InProcessWorld::Abort(const std::string& why) {
