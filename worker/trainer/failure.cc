@@ -8,6 +8,29 @@
 #include "worker/trainer/parallel/comm_error.h"
 
 namespace switchyard {
+namespace {
+
+// CUDA's numbers (driver_types.h; a build without CUDA has no header) for faults of the device or
+// its links, which another node may not have. An illegal address is not among them: that is our
+// bug.
+bool IsHardwareFault(int32_t cuda_error) {
+  switch (cuda_error) {
+    case 46:   // cudaErrorDevicesUnavailable
+    case 214:  // cudaErrorECCUncorrectable
+    case 220:  // cudaErrorNvlinkUncorrectable
+    case 226:  // cudaErrorContained
+    case 714:  // cudaErrorHardwareStackError
+    case 719:  // cudaErrorLaunchFailure: what a device that fell off the bus gives
+    case 721:  // cudaErrorTensorMemoryLeak
+    case 802:  // cudaErrorSystemNotReady
+    case 911:  // cudaErrorExternalDevice
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
 
 FailureReason ReasonOf(const absl::Status& status, FailureReason usual) {
   switch (status.code()) {
@@ -43,6 +66,8 @@ ErrorFrame DescribeFailure(const std::exception& error) {
       frame.reason = FailureReason::kOomGpu;
     } else if (absl::StrContains(frame.message, "DefaultCPUAllocator")) {
       frame.reason = FailureReason::kOomHost;  // torch has no type for it
+    } else if (const auto* device = dynamic_cast<const c10::AcceleratorError*>(&error)) {
+      if (IsHardwareFault(device->get_error_code())) frame.reason = FailureReason::kGpuXid;
     }
   }
   return frame;
