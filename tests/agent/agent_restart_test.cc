@@ -3,10 +3,13 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <set>
 #include <string>
+#include <system_error>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/fd.h"
 #include "base/status_matchers.h"
@@ -22,6 +25,22 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
+
+// What is left until a process's timerfd rings.
+absl::Duration TimerOf(pid_t pid) {
+  std::error_code error;
+  const std::string folder = absl::StrCat("/proc/", pid, "/fdinfo");
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string text = ReadFile(entry.path().string()).value_or("");
+    const size_t at = text.find("it_value: (");
+    int64_t seconds = 0;
+    if (at != std::string::npos &&
+        absl::SimpleAtoi(text.substr(at + 11, text.find(',', at) - at - 11), &seconds)) {
+      return absl::Seconds(seconds);
+    }
+  }
+  return absl::InfiniteDuration();
+}
 
 class AgentRestartTest : public AgentProgramTest {
  protected:
@@ -166,6 +185,31 @@ TEST_F(AgentRestartTest, StoppedAgentCannotKeepAZombieRunAlive) {
   EXPECT_THAT(failure.message(), HasSubstr("lease ran out on node n1"));
 }
 
+// The coordinator came back with a shorter lease, and the agent was stopped just then.
+TEST_F(AgentRestartTest, ShimKillsAtAnEarlierDeadlineThanTheOneItWasStartedWith) {
+  coordinator_.Configure([](auto& b) { b.lease_ttl = absl::Minutes(10); });
+  StartIt();
+  Launch({"stubborn"});
+  ASSERT_TRUE(WaitForPid(0));
+  const pid_t trainer = PidOf(coordinator_.record(), 0);
+  coordinator_.Stop();
+  coordinator_.Configure([](auto& b) { b.lease_ttl = absl::Seconds(4); });
+  coordinator_.Start();
+  ASSERT_TRUE(coordinator_.WaitFor([](const auto& r) { return r.registrations.size() >= 2; }));
+  MappedFile<LeaseFile> lease;
+  ASSERT_EQ(lease.Open(LeasePath(config_.state_dir), false), 0);
+  const auto left = [&] {
+    return absl::Nanoseconds(lease->deadline.load()) - RealClock::Get().Monotonic();
+  };
+  ASSERT_TRUE(Eventually([&] { return left() < absl::Minutes(1); }));
+  // Told when the attempt's thread has taken its turn; it does for the trainer's next line, too.
+  ASSERT_TRUE(Eventually([&] { return TimerOf(Status()->shim_pid.load()) < absl::Minutes(1); }));
+  ::kill(program_->pid(), SIGSTOP);
+  EXPECT_TRUE(IsGone(trainer));
+  ::kill(program_->pid(), SIGCONT);
+  EXPECT_EQ(AwaitFinished().failure().reason(), v1::NODE_LOST);
+}
+
 TEST_F(AgentRestartTest, KilledShimTakesItsTrainersAlong) {
   StartIt();
   Launch({"stubborn", "grandchild_hang"});
@@ -278,6 +322,15 @@ TEST_F(AgentTest, DevicesInUseAreWithheldUntilTheyAreFree) {
     return r.registrations.back().devices_size() == 1;
   })) << "registered again without the device";
   EXPECT_EQ(coordinator_.record().registrations.back().devices(0).index(), 0);
+  agent_.reset();
+  const size_t registrations = coordinator_.record().registrations.size();
+  agent = Agent::Start(config_, *gpus, metrics_, RealClock::Get());
+  ASSERT_THAT(agent, IsOk());
+  agent_ = *std::move(agent);
+  ASSERT_TRUE(
+      coordinator_.WaitFor([&](const auto& r) { return r.registrations.size() > registrations; }));
+  EXPECT_EQ(coordinator_.record().registrations[registrations].devices_size(), 1)
+      << "the agent's next life does not offer it either";
   ASSERT_EQ(::unlink(busy.c_str()), 0);
   EXPECT_TRUE(coordinator_.WaitFor(
       [](const auto& r) { return r.registrations.back().devices_size() == 2; }));

@@ -69,6 +69,17 @@ absl::StatusOr<AgentIdentity> ReadIdentity(const std::string& state_dir) {
   return identity;
 }
 
+// Devices that were in use by processes which no attempt answers for, as the life before saw it.
+absl::StatusOr<std::set<int>> ReadWithheld(const std::string& state_dir) {
+  absl::StatusOr<Json> json = ReadJsonFile(WithheldPath(state_dir));
+  if (absl::IsNotFound(json.status())) return std::set<int>();
+  RETURN_IF_ERROR(json.status());
+  ASSIGN_OR_RETURN(const auto devices, JsonGet<std::vector<int64_t>>(*json, "devices"));
+  std::set<int> withheld;
+  for (const int64_t device : devices) withheld.insert(static_cast<int>(device));
+  return withheld;
+}
+
 AgentCoreOptions CoreOptions(const AgentConfig& config, const std::vector<DeviceInfo>& devices,
                              const LeaseFile& lease) {
   AgentCoreOptions options;
@@ -125,6 +136,7 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(const AgentConfig& config,
   ASSIGN_OR_RETURN(opened.journal,
                    FileJournal::Open(config.state_dir + "/journal", &opened.memory));
   ASSIGN_OR_RETURN(opened.spool, FileSpoolStorage::Open(config.state_dir + "/spool"));
+  ASSIGN_OR_RETURN(opened.withheld, ReadWithheld(config.state_dir));
   return std::unique_ptr<Agent>(
       new Agent(config, std::move(devices), std::move(metrics), clock, std::move(opened)));
 }
@@ -151,6 +163,8 @@ Agent::Agent(const AgentConfig& config, std::vector<DeviceInfo> devices,
     for (const auto& [id, attempt] : core_.attempts()) {
       if (attempt.phase == AgentCore::Phase::kEnded) reported_.insert(id);
     }
+    withheld_ = opened_.withheld;  // before they are offered; the time thread looks at them again
+    TakeActionsLocked(core_.OnDevicesWithheld(withheld_)).IgnoreError();
     TakeActionsLocked(core_.Recover(clock_.Monotonic())).IgnoreError();
   }
   metrics_->SetSource([this] { return Snapshot(); });
@@ -301,7 +315,12 @@ absl::Status Agent::TakeActionsLocked(absl::StatusOr<AgentActions> actions) {
   RETURN_IF_ERROR(actions.status());
   for (AgentAction& action : *actions) {
     if (const auto* move = std::get_if<MoveDeadline>(&action)) {
-      opened_.lease->deadline.store(absl::ToInt64Nanoseconds(move->deadline));
+      const int64_t deadline = absl::ToInt64Nanoseconds(move->deadline);
+      const bool back = deadline < opened_.lease->deadline.exchange(deadline);
+      // Shims have set their timers: one that expects a later time would come too late.
+      for (const auto& [id, attempt] : attempts_) {
+        if (back) attempt->DeadlineMovedBack();
+      }
     } else if (const auto* end = std::get_if<EndSession>(&action)) {
       EndSessionLocked(end->why);
     } else if (std::holds_alternative<RenewIncarnation>(action)) {

@@ -91,6 +91,7 @@ class Agent {
     std::unique_ptr<FileJournal> journal;
     AgentMemory memory;
     std::unique_ptr<FileSpoolStorage> spool;
+    std::set<int> withheld;
   };
 
   Agent(const AgentConfig& config, std::vector<DeviceInfo> devices,
@@ -129,6 +130,8 @@ class Agent {
   // Lets the core forget ended attempts whose reports are all acknowledged.
   void NoteDrained() ABSL_LOCKS_EXCLUDED(mu_);
   void CheckWithheld() ABSL_LOCKS_EXCLUDED(mu_);
+  // Takes the devices as withheld_, here and for the next life of this agent.
+  void SetWithheldLocked(std::set<int> devices) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<int> BusyDevices(const std::vector<DeviceInfo>& devices) const;
 
   absl::Duration LeaseTtl() const ABSL_LOCKS_EXCLUDED(mu_);

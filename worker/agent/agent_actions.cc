@@ -113,8 +113,9 @@ AttemptHooks Agent::MakeHooks(const AttemptId& id) {
   };
   hooks.withhold = [this](const std::vector<int>& devices) {
     MonitorLock lock(&mu_);
-    withheld_.insert(devices.begin(), devices.end());
-    TakeActionsLocked(core_.OnDevicesWithheld(withheld_)).IgnoreError();
+    std::set<int> withheld = withheld_;
+    withheld.insert(devices.begin(), devices.end());
+    SetWithheldLocked(std::move(withheld));
   };
   return hooks;
 }
@@ -221,12 +222,23 @@ void Agent::CheckWithheld() {
   if (devices.empty()) return;
   const std::vector<int> busy = BusyDevices(devices);
   MonitorLock lock(&mu_);
+  std::set<int> withheld = withheld_;
   for (const DeviceInfo& device : devices) {
     if (std::find(busy.begin(), busy.end(), device.index) == busy.end()) {
       SY_LOG(INFO) << "device is free again index=" << device.index;
-      withheld_.erase(device.index);
+      withheld.erase(device.index);
     }
   }
+  SetWithheldLocked(std::move(withheld));
+}
+
+void Agent::SetWithheldLocked(std::set<int> devices) {
+  if (devices == withheld_) return;
+  withheld_ = std::move(devices);
+  // Before the attempt's end is reported: a successor that did not know would offer them.
+  const Json json{{"devices", withheld_}};
+  const absl::Status written = ReplaceFile(WithheldPath(config_.state_dir), DumpJson(json) + "\n");
+  if (!written.ok()) SY_LOG(ERROR) << "withheld devices: " << written;
   TakeActionsLocked(core_.OnDevicesWithheld(withheld_)).IgnoreError();
 }
 

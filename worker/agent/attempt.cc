@@ -77,6 +77,11 @@ void Attempt::Stop(const StopRequest& request) {
   ::eventfd_write(wake_.get(), 1);
 }
 
+void Attempt::DeadlineMovedBack() {
+  deadline_moved_back_ = true;
+  ::eventfd_write(wake_.get(), 1);
+}
+
 bool Attempt::finished() const {
   MonitorLock lock(&mu_);
   return finished_;

@@ -18,6 +18,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -93,6 +94,9 @@ class Attempt {
   // In any state. The first cause stays; a later call can only make the end come earlier.
   void Stop(const StopRequest& request) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // The time at which shims kill is earlier than it was: the one of this attempt is told.
+  void DeadlineMovedBack();
+
   bool finished() const ABSL_LOCKS_EXCLUDED(mu_);
   // False: not within `timeout`.
   bool WaitFinished(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mu_);
@@ -106,6 +110,8 @@ class Attempt {
     bool frames_broken = false;
     std::shared_ptr<const LogSource> out;
     std::shared_ptr<const LogSource> err;
+    int64_t out_noted = 0;  // log bytes before these were added to the spool
+    int64_t err_noted = 0;
     bool end_seen = false;
     std::optional<ErrorFrame> error;
     std::optional<DoneFrame> done;
@@ -132,6 +138,8 @@ class Attempt {
   void WatchGang();
   void ReadFrames(size_t index);
   void HandleFrame(size_t index, const RankFrame& frame, const FrameOrigin& origin, bool is_new);
+  // Moves what a successor begins at, as far as the spool would not lose it.
+  void NoteReported(size_t index);
   void MoveFolded(size_t index);
   void NoteLogs(size_t index);
   void MakeRoom(absl::Duration now);
@@ -178,6 +186,7 @@ class Attempt {
   const AttemptHooks hooks_;
   const int64_t oom_kills_before_;
   UniqueFd wake_;  // eventfd
+  std::atomic<bool> deadline_moved_back_{false};
 
   // Owned by the attempt's thread.
   std::string folder_;

@@ -104,6 +104,8 @@ void Attempt::SetUpRanks() {
           LogSource{id_, rank.rank, stream, RankFile(folder_, rank.rank, stream)});
       (stream == std::string("stdout") ? rank.out : rank.err) = std::move(source);
     }
+    rank.out_noted = PositionsOf(i).out_noted.load();
+    rank.err_noted = PositionsOf(i).err_noted.load();
   }
   if (assign_.first_rank() == 0) {
     progress_.emplace(ProgressLimits{config_.hang_floor, config_.phase_limit},
@@ -171,6 +173,9 @@ void Attempt::WatchGang() {
       MoveFolded(i);
     }
   }
+  if (deadline_moved_back_.exchange(false) && !gang_->TellDeadline().ok() && gang_->fd() >= 0) {
+    deadline_moved_back_ = true;  // its socket is full: with the next news
+  }
   ApplyStop(now);
   NoteEnds(now);
   CheckProgress(now);
@@ -206,15 +211,22 @@ void Attempt::ReadFrames(size_t index) {
       if (is_final || is_checkpoint) rank.held_frames.push_back(begin);
       HandleFrame(index, *frame, origin, origin.position > positions.frames_reported.load());
     }
-    Raise(positions.frames_reported, origin.position);
+    NoteReported(index);
     MoveFolded(index);
   }
+  NoteReported(index);  // what waited for space before
+  MoveFolded(index);
+}
+
+void Attempt::NoteReported(size_t index) {
+  if (!spool_.all_kept()) return;
+  Raise(PositionsOf(index).frames_reported, ranks_[index].frames->position());
 }
 
 void Attempt::MoveFolded(size_t index) {
   Rank& rank = ranks_[index];
-  const int64_t folded =
-      rank.held_frames.empty() ? rank.frames->position() : rank.held_frames.front();
+  int64_t folded = rank.held_frames.empty() ? rank.frames->position() : rank.held_frames.front();
+  folded = std::min(folded, PositionsOf(index).frames_reported.load());
   PositionsOf(index).frames_folded.store(folded);
   rank.frames->Free(folded);
 }
@@ -282,11 +294,11 @@ void Attempt::NoteLogs(size_t index) {
   for (const bool is_out : {true, false}) {
     const StreamStatus& stream = is_out ? status.out : status.err;
     const std::shared_ptr<const LogSource>& source = is_out ? ranks_[index].out : ranks_[index].err;
-    std::atomic<int64_t>& noted = AttemptPositions::Noted(PositionsOf(index), source->stream);
+    int64_t& noted = is_out ? ranks_[index].out_noted : ranks_[index].err_noted;
     const int64_t size = static_cast<int64_t>(stream.size.load());
     const int num_gaps = static_cast<int>(stream.num_gaps.load());
-    while (noted.load() < size) {
-      const int64_t begin = noted.load();
+    while (noted < size) {
+      const int64_t begin = noted;
       int64_t end = size;
       bool is_gap = false;
       for (int i = 0; i < num_gaps; ++i) {
@@ -309,7 +321,10 @@ void Attempt::NoteLogs(size_t index) {
       } else {
         spool_.AddLog(source, begin, end - begin);
       }
-      noted.store(end);
+      noted = end;
+    }
+    if (spool_.all_kept()) {
+      AttemptPositions::Noted(PositionsOf(index), source->stream).store(noted);
     }
   }
 }

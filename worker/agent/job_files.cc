@@ -25,6 +25,7 @@ absl::StatusOr<std::string> AttemptFolder(const std::string& state_dir, const At
 std::string TokensFolder(const std::string& state_dir) { return state_dir + "/tokens"; }
 
 std::string LeasePath(const std::string& state_dir) { return state_dir + "/lease"; }
+std::string WithheldPath(const std::string& state_dir) { return state_dir + "/withheld.json"; }
 
 absl::StatusOr<Json> SpecToJson(const v1::JobSpec& spec) {
   google::protobuf::util::JsonPrintOptions options;

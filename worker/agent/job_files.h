@@ -23,6 +23,8 @@ absl::StatusOr<std::string> AttemptFolder(const std::string& state_dir, const At
 std::string TokensFolder(const std::string& state_dir);
 // The file that tells shims when to kill (worker/shim/attempt_files.h).
 std::string LeasePath(const std::string& state_dir);
+// The devices that foreign processes hold, for the next life of the agent.
+std::string WithheldPath(const std::string& state_dir);
 
 // Protobuf's JSON mapping with our names, enums by name, defaults printed, int64 as strings.
 // Errors: InvalidArgument, for a message that has no JSON (not valid UTF-8).

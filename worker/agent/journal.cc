@@ -1,6 +1,5 @@
 #include "worker/agent/journal.h"
 
-#include <cstring>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -16,30 +15,15 @@ Failpoint after_append("agent.journal.after_append", FailpointKind::kEvent);
 constexpr int64_t kCompactBytes = 4 << 20;
 constexpr int64_t kReserveBytes = 1 << 20;
 
-template <typename T>
-void Put(T value, std::string& out) {
-  char bytes[sizeof(T)];
-  std::memcpy(bytes, &value, sizeof(T));
-  out.append(bytes, sizeof(T));
-}
-
-template <typename T>
-bool Take(absl::string_view& text, T& value) {
-  if (text.size() < sizeof(T)) return false;
-  std::memcpy(&value, text.data(), sizeof(T));
-  text.remove_prefix(sizeof(T));
-  return true;
-}
-
 }  // namespace
 
 std::string EncodeJournalRecord(const JournalRecord& record) {
   std::string text;
   const std::string& job = record.attempt.job.value();
-  Put(static_cast<uint8_t>(record.kind), text);
-  Put(record.attempt.number, text);
-  Put(absl::ToInt64Nanoseconds(record.time), text);
-  Put(static_cast<uint32_t>(job.size()), text);
+  PutValue(static_cast<uint8_t>(record.kind), text);
+  PutValue(record.attempt.number, text);
+  PutValue(absl::ToInt64Nanoseconds(record.time), text);
+  PutValue(static_cast<uint32_t>(job.size()), text);
   return text + job + record.order;
 }
 
@@ -48,8 +32,9 @@ absl::StatusOr<JournalRecord> DecodeJournalRecord(absl::string_view text) {
   uint8_t kind = 0;
   int64_t nanoseconds = 0;
   uint32_t name_size = 0;
-  if (!Take(text, kind) || !Take(text, record.attempt.number) || !Take(text, nanoseconds) ||
-      !Take(text, name_size) || text.size() < name_size || kind < 1 || kind > 5) {
+  if (!TakeValue(text, kind) || !TakeValue(text, record.attempt.number) ||
+      !TakeValue(text, nanoseconds) || !TakeValue(text, name_size) || text.size() < name_size ||
+      kind < 1 || kind > 5) {
     return absl::InvalidArgumentError(absl::StrCat("a journal record of kind ", int{kind}));
   }
   record.kind = static_cast<JournalRecord::Kind>(kind);
@@ -85,8 +70,7 @@ absl::StatusOr<std::unique_ptr<FileJournal>> FileJournal::Open(const std::string
 
 absl::Status FileJournal::Append(const JournalRecord& record) {
   RETURN_IF_ERROR(before_append.Check());
-  RETURN_IF_ERROR(file_->Append(EncodeJournalRecord(record)));
-  RETURN_IF_ERROR(file_->Sync());
+  RETURN_IF_ERROR(file_->AppendSynced(EncodeJournalRecord(record)));
   after_append.Pass();
   return absl::OkStatus();
 }

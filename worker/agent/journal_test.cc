@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <string>
 
+#include "base/failpoint.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -42,8 +43,7 @@ TEST_F(RecordFileTest, TornEndIsCutOffAndWritingGoesOn) {
     {
       auto file = RecordFile::Open(path, &records);
       ASSERT_THAT(file, IsOk());
-      ASSERT_THAT((*file)->Append("new"), IsOk());
-      ASSERT_THAT((*file)->Sync(), IsOk());
+      ASSERT_THAT((*file)->AppendSynced("new"), IsOk());
     }
     std::vector<std::string> expected = {"first", "second", ""};
     expected.resize(records.size());
@@ -82,6 +82,23 @@ TEST_F(RecordFileTest, FullDiskLeavesTheFileAsItWas) {
   ::setrlimit(RLIMIT_FSIZE, &before);
   EXPECT_FALSE(failed.ok());
   ASSERT_THAT((*file)->Append("second"), IsOk());
+  records.clear();
+  ASSERT_THAT(RecordFile::Open(path, &records), IsOk());
+  EXPECT_THAT(records, ElementsAre("first", "second"));
+}
+
+// Else an order would be refused now and carried out by the agent's next life.
+TEST_F(RecordFileTest, WhatCannotBeSyncedIsNotThere) {
+  const std::string path = folder_ + "/records";
+  std::vector<std::string> records;
+  auto file = RecordFile::Open(path, &records, /*reserve_bytes=*/1 << 20);
+  ASSERT_THAT(file, IsOk());
+  ASSERT_THAT((*file)->AppendSynced("first"), IsOk());
+  ASSERT_THAT(ArmFailpoints("agent.record.before_sync=error(EIO)@1"), IsOk());
+  EXPECT_FALSE((*file)->AppendSynced("refused").ok());
+  ASSERT_THAT(RecordFile::Open(path, &records), IsOk());
+  EXPECT_THAT(records, ElementsAre("first"));
+  ASSERT_THAT((*file)->AppendSynced("second"), IsOk());
   records.clear();
   ASSERT_THAT(RecordFile::Open(path, &records), IsOk());
   EXPECT_THAT(records, ElementsAre("first", "second"));

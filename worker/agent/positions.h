@@ -13,14 +13,14 @@
 namespace switchyard {
 
 struct RankPositions {
-  // Frames before this byte have become reports. Moved after the report is in the spool; the spool
-  // itself may know better (RecoveredSpool).
+  // Frames before this byte have become reports. Moved after the report is in the spool's files,
+  // not while it waits for space there; the spool itself may know better (RecoveredSpool).
   std::atomic<int64_t> frames_reported{0};
   // Frames before this byte are not needed again: all that they said is in the fields below, or
   // done. The first one after it may be an error, a done, or a checkpoint that is not answered.
   std::atomic<int64_t> frames_folded{0};
   std::atomic<uint32_t> said_hello{0};
-  // Log bytes before these are noted in the spool.
+  // Log bytes before these are noted in the spool's files.
   std::atomic<int64_t> out_noted{0};
   std::atomic<int64_t> err_noted{0};
 };

@@ -7,11 +7,14 @@
 #include <utility>
 
 #include "base/crc32c.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 
 namespace switchyard {
 namespace {
+
+Failpoint before_sync("agent.record.before_sync", FailpointKind::kFallible);
 
 constexpr size_t kHeaderBytes = 8;
 
@@ -59,16 +62,26 @@ absl::StatusOr<std::unique_ptr<RecordFile>> RecordFile::Open(const std::string& 
       return ErrnoStatus("truncate", path, errno);
     }
   }
-  if (reserve_bytes > 0) {
-    // Not all file systems can; then there is no reserve.
-    [[maybe_unused]] const int unused =
-        ::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, reserve_bytes);
-  }
   return std::unique_ptr<RecordFile>(
-      new RecordFile(path, std::move(fd), static_cast<int64_t>(good)));
+      new RecordFile(path, std::move(fd), static_cast<int64_t>(good), reserve_bytes));
+}
+
+void RecordFile::Reserve() {
+  if (reserve_bytes_ == 0) return;
+  // Not all file systems can; then there is no reserve.
+  [[maybe_unused]] const int unused =
+      ::fallocate(fd_.get(), FALLOC_FL_KEEP_SIZE, 0, reserve_bytes_);
+}
+
+absl::Status RecordFile::Cut() {
+  has_rest_ = ::ftruncate(fd_.get(), static_cast<off_t>(size_)) != 0;
+  if (has_rest_) return ErrnoStatus("truncate", path_, errno);
+  Reserve();  // the truncation gave it back
+  return absl::OkStatus();
 }
 
 absl::Status RecordFile::Append(absl::string_view payload) {
+  if (has_rest_) RETURN_IF_ERROR(Cut());
   const std::string record = EncodeRecord(payload);
   size_t done = 0;
   while (done < record.size()) {
@@ -77,8 +90,7 @@ absl::Status RecordFile::Append(absl::string_view payload) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
       const int error = errno;
-      // The next one begins at the same place; a rest left over would be cut off as torn.
-      [[maybe_unused]] const int unused = ::ftruncate(fd_.get(), static_cast<off_t>(size_));
+      Cut().IgnoreError();  // tried again before the next; a rest left over is cut off as torn
       return ErrnoStatus("write", path_, error);
     }
     done += static_cast<size_t>(n);
@@ -87,9 +99,16 @@ absl::Status RecordFile::Append(absl::string_view payload) {
   return absl::OkStatus();
 }
 
-absl::Status RecordFile::Sync() {
-  if (::fdatasync(fd_.get()) != 0) return ErrnoStatus("fdatasync", path_, errno);
-  return absl::OkStatus();
+absl::Status RecordFile::AppendSynced(absl::string_view payload) {
+  const int64_t before = size_;
+  RETURN_IF_ERROR(Append(payload));
+  absl::Status synced = before_sync.Check();
+  if (synced.ok() && ::fdatasync(fd_.get()) != 0) synced = ErrnoStatus("fdatasync", path_, errno);
+  if (synced.ok()) return synced;
+  size_ = before;
+  const absl::Status cut = Cut();
+  if (!cut.ok()) SY_LOG(ERROR) << "a record that was refused is still there: " << cut;
+  return synced;
 }
 
 }  // namespace switchyard

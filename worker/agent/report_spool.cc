@@ -5,12 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "worker/agent/record_file.h"
 
 namespace switchyard {
 namespace {
@@ -23,26 +24,20 @@ namespace {
 //   kAcked    all up to the sequence are acknowledged
 enum Kind : char { kReport = 'R', kLog = 'L', kSeal = 'S', kGap = 'G', kAcked = 'A' };
 
-template <typename T>
-void Put(T value, std::string& out) {
-  char bytes[sizeof(T)];
-  std::memcpy(bytes, &value, sizeof(T));
-  out.append(bytes, sizeof(T));
-}
-
-template <typename T>
-T Take(absl::string_view& text) {
-  T value{};
-  const size_t size = std::min(sizeof(T), text.size());
-  std::memcpy(&value, text.data(), size);
-  text.remove_prefix(size);
-  return value;
-}
-
 std::string Record(Kind kind, int64_t sequence) {
   std::string record(1, kind);
-  Put(sequence, record);
+  PutValue(sequence, record);
   return record;
+}
+
+// Whether the record is about one report, not about what has become of all before.
+bool IsOfOneReport(const std::string& record) { return record[0] != kAcked; }
+
+int64_t SequenceOf(const std::string& record) {
+  absl::string_view rest = absl::string_view(record).substr(1);
+  int64_t sequence = 0;
+  TakeValue(rest, sequence);
+  return sequence;
 }
 
 // Bytes [offset, offset + size) of a file that has them. Fewer when someone has damaged the file.
@@ -124,8 +119,8 @@ void ReportSpool::Add(const AttemptId& attempt, v1::Report report, const FrameOr
   Entry& entry = AppendLocked(attempt, std::move(report));
   entry.origin = origin;
   std::string record = Record(kReport, last_);
-  Put(static_cast<int32_t>(origin.rank), record);
-  Put(origin.position, record);
+  PutValue(static_cast<int32_t>(origin.rank), record);
+  PutValue(origin.position, record);
   SaveLocked(record + entry.report.SerializeAsString(), IsImportant(entry.report));
 }
 
@@ -182,7 +177,7 @@ std::vector<v1::Report> ReportSpool::NextBatch(int64_t max_bytes) {
       if (entry.source != nullptr && !entry.sealed) {
         entry.sealed = true;
         std::string record = Record(kSeal, sequence);
-        Put(entry.size, record);
+        PutValue(entry.size, record);
         SaveLocked(std::move(record), false);
       }
       chosen.emplace_back(sequence++ - base_, entry);
@@ -217,6 +212,10 @@ std::vector<LogPiece> ReportSpool::Acknowledge(int64_t number) {
     }
     PopLocked();
   }
+  // What waits to be kept of these, and what was to be said of others before, need not be kept.
+  std::erase_if(unsaved_, [sequence](const Unsaved& unsaved) {
+    return !IsOfOneReport(unsaved.record) || SequenceOf(unsaved.record) <= sequence;
+  });
   SaveLocked(Record(kAcked, FirstLocked() - 1), false);
   if (storage_ != nullptr && unsaved_.empty()) storage_->Release(FirstLocked());
   return pieces;
@@ -262,6 +261,27 @@ int64_t ReportSpool::Rebase() {
 
 // ---- recovery ----
 
+void ReportSpool::FillHoleLocked(int64_t next, const AttemptId& attempt) {
+  const int64_t lost = next - last_ - 1;
+  if (lost == 0) return;
+  SY_LOG(ERROR) << "the spool is damaged: reports are lost count=" << lost
+                << " first=" << last_ + 1;
+  for (int64_t i = 0; i < lost; ++i) {
+    v1::Report report;
+    if (i == 0) {
+      report.mutable_event()->set_kind("WARNING");
+      report.mutable_event()->set_attempt(attempt.number);
+      report.mutable_event()->set_message(
+          absl::StrCat("the agent's spool was damaged: ", lost,
+                       " reports (steps, events, log pieces) are lost"));
+    } else {
+      report.mutable_log()->set_rank(-1);  // of no bytes: it only takes its number
+      report.mutable_log()->set_stream("stdout");
+    }
+    AppendLocked(attempt, std::move(report));
+  }
+}
+
 RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
   RecoveredSpool recovered;
   if (storage_ == nullptr) return recovered;
@@ -276,20 +296,22 @@ RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
   bool first = true;
   for (const std::string& text : records) {
     absl::string_view rest = text;
-    const char kind = Take<char>(rest);
-    const int64_t sequence = Take<int64_t>(rest);
+    char kind = 0;
+    int64_t sequence = 0;
+    if (!TakeValue(rest, kind) || !TakeValue(rest, sequence)) continue;  // not ours
     if (kind == kReport || kind == kLog) {
       if (first) last_ = sequence - 1;
       first = false;
-      if (sequence != last_ + 1) continue;  // a piece of a segment that should be gone
-      ++last_;
-      Entry& entry = entries_.emplace_back();
+      if (sequence <= last_) continue;  // a piece of a segment that should be gone
+      Entry entry;
       if (kind == kReport) {
-        entry.origin.rank = Take<int32_t>(rest);
-        entry.origin.position = Take<int64_t>(rest);
+        TakeValue(rest, entry.origin.rank);
+        TakeValue(rest, entry.origin.position);
       }
       entry.report.ParseFromArray(rest.data(), static_cast<int>(rest.size()));
       entry.attempt = {JobId(entry.report.job()), entry.report.attempt()};
+      FillHoleLocked(sequence, entry.attempt);
+      ++last_;
       ++pending_by_attempt_[entry.attempt];
       if (entry.origin.rank >= 0) {
         int64_t& position = recovered.frames[{entry.attempt, entry.origin.rank}];
@@ -304,13 +326,14 @@ RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
             recovered.logs[{entry.attempt, entry.report.log().rank(), entry.report.log().stream()}];
         end = std::max({end, found.size, entry.report.log().offset()});
       }
+      entries_.push_back(std::move(entry));
     } else if (kind == kAcked) {
       while (!entries_.empty() && FirstLocked() <= sequence) PopLocked();
-      if (first) last_ = std::max(last_, sequence);
+      if (entries_.empty()) last_ = std::max(last_, sequence);  // some were never kept
     } else if (sequence >= FirstLocked() && sequence <= last_) {
       Entry& entry = AtLocked(sequence);
       if (kind == kSeal) {
-        entry.size = Take<int64_t>(rest);
+        TakeValue(rest, entry.size);
         entry.sealed = true;
         last_handed_out_ = std::max(last_handed_out_, sequence);
         note_end(entry, entry.report.log().offset() + entry.size);
@@ -329,7 +352,7 @@ RecoveredSpool ReportSpool::Recover(const FindLog& find_log) {
   std::map<std::tuple<AttemptId, int, std::string>, int64_t> next = recovered.logs;
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
     if (entry->report.has_finished()) recovered.finished.insert(entry->attempt);
-    if (!entry->report.has_log()) continue;
+    if (entry->source == nullptr) continue;
     const v1::LogChunk& log = entry->report.log();
     int64_t& end = next[{entry->attempt, log.rank(), log.stream()}];
     if (entry->size < 0) entry->size = std::clamp<int64_t>(end - log.offset(), 0, kMaxChunkBytes);
@@ -366,6 +389,12 @@ int64_t ReportSpool::num_pending(const AttemptId& attempt) const {
   MonitorLock lock(&mu_);
   const auto it = pending_by_attempt_.find(attempt);
   return it == pending_by_attempt_.end() ? 0 : it->second;
+}
+
+bool ReportSpool::all_kept() const {
+  MonitorLock lock(&mu_);
+  return std::none_of(unsaved_.begin(), unsaved_.end(),
+                      [](const Unsaved& unsaved) { return IsOfOneReport(unsaved.record); });
 }
 
 int64_t ReportSpool::dropped_log_bytes() const {

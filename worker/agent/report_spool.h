@@ -129,6 +129,9 @@ class ReportSpool {
 
   ReportNumbers numbers() const ABSL_LOCKS_EXCLUDED(mu_);
   int64_t num_pending() const ABSL_LOCKS_EXCLUDED(mu_);
+  // Whether a successor of this process would know every report that is not acknowledged: none
+  // waits for space on the disk. Only then may what they were made of be given up.
+  bool all_kept() const ABSL_LOCKS_EXCLUDED(mu_);
   // Unacknowledged reports of one attempt.
   int64_t num_pending(const AttemptId& attempt) const ABSL_LOCKS_EXCLUDED(mu_);
   // Log bytes dropped for want of space, by this process.
@@ -157,6 +160,9 @@ class ReportSpool {
   Entry& AppendLocked(const AttemptId& attempt, v1::Report report)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SaveLocked(std::string record, bool sync) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Before the report `next`, of this attempt: others of those that are missing between it and the
+  // last one, whose records a damaged segment has lost. One of them says so.
+  void FillHoleLocked(int64_t next, const AttemptId& attempt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PopLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool HasReportsLocked() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return !entries_.empty(); }
   bool IsEmptyLocked() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return entries_.empty(); }

@@ -226,6 +226,8 @@ absl::Status ShimGang::SendFrame(int rank, const Json& frame) {
   return Send(message + DumpJson(frame));
 }
 
+absl::Status ShimGang::TellDeadline() { return Send("D"); }
+
 void ShimGang::Kill() {
   const Containment containment{plan_.scope, plan_.cgroup};
   KillAll(containment);

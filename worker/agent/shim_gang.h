@@ -53,6 +53,8 @@ class ShimGang {
   absl::Status Signal(int signal);
   // A frame for the rank of this number. Errors: as Signal; InvalidArgument: too long.
   absl::Status SendFrame(int rank, const Json& frame);
+  // The shim looks at the deadline of the lease again. Errors: as Signal.
+  absl::Status TellDeadline();
   // SIGKILL to all processes of the attempt, whatever state the shim is in. To be repeated until
   // Gone.
   void Kill();

@@ -57,8 +57,7 @@ absl::Status FileSpoolStorage::Append(int64_t sequence, const std::string& recor
     }
   }
   RETURN_IF_ERROR(before_append.Check());
-  RETURN_IF_ERROR(file_->Append(record));
-  if (sync) RETURN_IF_ERROR(file_->Sync());
+  RETURN_IF_ERROR(sync ? file_->AppendSynced(record) : file_->Append(record));
   after_append.Pass();
   return absl::OkStatus();
 }

@@ -1,6 +1,7 @@
 // A spool, its process dead, taken up by the next.
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <random>
@@ -17,11 +18,30 @@
 namespace switchyard {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
+using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 
 const AttemptId kAttempt{JobId("projects/p/jobs/j"), 1};
+
+// The disk takes no record while `full`.
+class FullDisk final : public SpoolStorage {
+ public:
+  explicit FullDisk(SpoolStorage& disk) : disk_(disk) {}
+  std::vector<std::string> Load() override { return disk_.Load(); }
+  absl::Status Append(int64_t sequence, const std::string& record, bool sync) override {
+    if (full) return absl::ResourceExhaustedError("full");
+    return disk_.Append(sequence, record, sync);
+  }
+  void Release(int64_t sequence) override { disk_.Release(sequence); }
+
+  bool full = false;
+
+ private:
+  SpoolStorage& disk_;
+};
 
 class SpoolRecoveryTest : public testing::Test {
  protected:
@@ -39,7 +59,8 @@ class SpoolRecoveryTest : public testing::Test {
     auto storage = FileSpoolStorage::Open(folder_ + "/spool", segment_bytes_);
     ASSERT_THAT(storage, IsOk());
     storage_ = *std::move(storage);
-    spool_ = std::make_unique<ReportSpool>(clock_, storage_.get(), base_);
+    full_disk_ = std::make_unique<FullDisk>(*storage_);
+    spool_ = std::make_unique<ReportSpool>(clock_, full_disk_.get(), base_);
     recovered_ = spool_->Recover([this](const AttemptId&, int, const std::string&) {
       return LogPiece{source_, 0, noted_};
     });
@@ -62,6 +83,7 @@ class SpoolRecoveryTest : public testing::Test {
     if (report.has_step()) return text + "step " + std::to_string(report.step().step());
     if (report.has_log()) return text + "log " + report.log().data();
     if (report.has_log_gap()) return text + "gap " + std::to_string(report.log_gap().bytes());
+    if (report.has_event()) return text + "event " + report.event().message();
     return text + "finished";
   }
   std::vector<std::string> Pending() {
@@ -78,6 +100,7 @@ class SpoolRecoveryTest : public testing::Test {
   std::string log_;
   int64_t noted_ = 0;
   std::unique_ptr<FileSpoolStorage> storage_;
+  std::unique_ptr<FullDisk> full_disk_;
   std::unique_ptr<ReportSpool> spool_;
   RecoveredSpool recovered_;
 };
@@ -181,6 +204,63 @@ TEST_F(SpoolRecoveryTest, FullDiskDropsOldestLogsOnly) {
   EXPECT_THAT(Pending(), expected);
   Restart();
   EXPECT_THAT(Pending(), expected);
+}
+
+TEST_F(SpoolRecoveryTest, ReportsAreKeptOnceThereIsSpaceAgain) {
+  AddStep(1);
+  EXPECT_TRUE(spool_->all_kept());
+  full_disk_->full = true;
+  AddStep(2);
+  EXPECT_FALSE(spool_->all_kept()) << "its frame must not be given up";
+  full_disk_->full = false;
+  AddStep(3);
+  EXPECT_TRUE(spool_->all_kept());
+  Restart();
+  EXPECT_THAT(Pending(), ElementsAre("1 step 1", "2 step 2", "3 step 3"));
+}
+
+// The coordinator has them; only the file knows nothing of them.
+TEST_F(SpoolRecoveryTest, ReportsThatWereAcknowledgedBeforeThereWasSpaceLeaveNoHole) {
+  AddStep(1);
+  full_disk_->full = true;
+  for (int step = 2; step <= 4; ++step) AddStep(step);
+  spool_->Acknowledge(3);
+  EXPECT_FALSE(spool_->all_kept()) << "number 4";
+  spool_->Acknowledge(4);
+  EXPECT_TRUE(spool_->all_kept());
+  full_disk_->full = false;
+  AddStep(5);
+  Restart();
+  EXPECT_THAT(Pending(), ElementsAre("5 step 5"));
+}
+
+// Left by a machine that lost its power: what was not synced is gone, what was synced later is not.
+TEST_F(SpoolRecoveryTest, ReportsBehindATornSegmentAreNotLost) {
+  segment_bytes_ = 300;
+  Restart();
+  for (int step = 1; step <= 20; ++step) AddStep(step);
+  v1::Report report;
+  report.mutable_finished()->set_succeeded(true);
+  spool_->Add(kAttempt, report);
+  std::vector<std::filesystem::path> segments;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_ + "/spool")) {
+    segments.push_back(entry.path());
+  }
+  std::sort(segments.begin(), segments.end());
+  ASSERT_GE(segments.size(), 4u);
+  std::filesystem::resize_file(segments[1], std::filesystem::file_size(segments[1]) / 2);
+  Restart();
+  EXPECT_THAT(recovered_.finished, ElementsAre(kAttempt));
+  const std::vector<std::string> pending = Pending();
+  ASSERT_THAT(pending, SizeIs(21)) << "each number is there";
+  EXPECT_EQ(pending.front(), "1 step 1");
+  EXPECT_EQ(pending[19], "20 step 20");
+  EXPECT_EQ(pending[20], "21 finished");
+  EXPECT_THAT(pending, Contains(HasSubstr("event the agent's spool was damaged")));
+  spool_->Acknowledge(21);
+  Restart();
+  EXPECT_EQ(spool_->num_pending(), 0);
+  EXPECT_EQ(spool_->numbers().next, 22);
 }
 
 // Whatever the instant of death, every report and every byte comes exactly once, in order.

@@ -13,6 +13,7 @@
 // Control messages, agent to shim: one byte, then
 //   'S' i32 signal              to every live rank's process group
 //   'F' i32 rank, JSON          a frame for the rank, without its length; at most kMaxControlBytes
+//   'D'                         the deadline of the lease is an earlier one now
 // Shim to agent: 'n' whenever the files or the status have news. The newest connection counts.
 #ifndef SWITCHYARD_WORKER_SHIM_ATTEMPT_FILES_H_
 #define SWITCHYARD_WORKER_SHIM_ATTEMPT_FILES_H_

@@ -102,6 +102,7 @@ class Shim {
   std::vector<std::unique_ptr<Rank>> ranks_;
   int signals_ = -1;
   int timer_ = -1;
+  int64_t armed_ = 0;  // the time that the timer is set to
   int listener_ = -1;
   int agent_ = -1;  // the newest connection
   bool news_ = false;
@@ -366,10 +367,10 @@ void Shim::Tell() {
 }
 
 void Shim::ArmDeadline() {
-  const int64_t deadline = std::max<int64_t>(lease_->deadline.load(), 1);
+  armed_ = std::max<int64_t>(lease_->deadline.load(), 1);
   itimerspec spec{};
-  spec.it_value.tv_sec = deadline / 1'000'000'000;
-  spec.it_value.tv_nsec = deadline % 1'000'000'000;
+  spec.it_value.tv_sec = armed_ / 1'000'000'000;
+  spec.it_value.tv_nsec = armed_ % 1'000'000'000;
   ::timerfd_settime(timer_, TFD_TIMER_ABSTIME, &spec, nullptr);
 }
 
@@ -434,6 +435,8 @@ int Shim::Run() {
     ReapChildren();
     CheckDeadline();
     HandleControl();
+    // Later ones are found when the timer rings; an earlier one the agent tells ('D').
+    if (lease_->deadline.load() < armed_) ArmDeadline();
     Pump();
   }
   status_->finished.store(1);
