@@ -78,14 +78,20 @@ void AttentionRecompute(const BatchContext& context, int64_t layer,
 at::Tensor AttentionBackward(const BatchContext& context, int64_t layer,
                              const AttentionParameters& weights, const at::Tensor& dy_TH,
                              const at::Tensor& x_TH, const AttentionSaved& saved,
-                             const AttentionParameters& gradients, bool accumulate) {
+                             const AttentionParameters& gradients, bool accumulate,
+                             DeferredGradients* later) {
+  const auto now_or_later = [later](const auto& compute) {
+    later != nullptr ? later->Add(compute) : compute();
+  };
   const ModelConfig& c = context.config;
   const int64_t tokens = x_TH.size(0);
   const at::Tensor out_TQ = saved.core.out_TNd.view({tokens, weights.o_weight_HQ.size(1)});
   const at::Tensor dout_TNd =
       ops::LinearBackwardInput(dy_TH, weights.o_weight_HQ).view({tokens, c.num_heads, c.head_dim});
-  ops::LinearBackwardWeight(dy_TH, out_TQ, gradients.o_weight_HQ, accumulate);
-  ops::LinearBackwardBias(dy_TH, gradients.o_bias_H, accumulate);
+  now_or_later([=] {
+    ops::LinearBackwardWeight(dy_TH, out_TQ, gradients.o_weight_HQ, accumulate);
+    ops::LinearBackwardBias(dy_TH, gradients.o_bias_H, accumulate);
+  });
 
   const Heads raw = Split(c, saved.qkv_TP);
   at::Tensor dqkv_TP = at::empty(saved.qkv_TP.sizes(), saved.qkv_TP.options());
@@ -98,8 +104,10 @@ at::Tensor AttentionBackward(const BatchContext& context, int64_t layer,
                              context.attention, Scale(c), Window(c, layer), into);
   ops::QkNormRopeBackward({core.dq_TNd, core.dk_TMd}, QueriesAndKeysOf(raw), NormOf(c, weights),
                           context.rope, QueriesAndKeysOf(draw), NormOf(c, gradients), accumulate);
-  ops::LinearBackwardWeight(dqkv_TP, x_TH, gradients.qkv_weight_PH, accumulate);
-  ops::LinearBackwardBias(dqkv_TP, gradients.qkv_bias_P, accumulate);
+  now_or_later([=] {
+    ops::LinearBackwardWeight(dqkv_TP, x_TH, gradients.qkv_weight_PH, accumulate);
+    ops::LinearBackwardBias(dqkv_TP, gradients.qkv_bias_P, accumulate);
+  });
   return ops::LinearBackwardInput(dqkv_TP, weights.qkv_weight_PH);
 }
 

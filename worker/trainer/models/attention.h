@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "worker/trainer/models/batch_context.h"
+#include "worker/trainer/models/deferred_gradients.h"
 #include "worker/trainer/models/parameters.h"
 #include "worker/trainer/ops/attention.h"
 
@@ -27,11 +28,13 @@ void AttentionRecompute(const BatchContext& context, int64_t layer,
                         const AttentionParameters& weights, const at::Tensor& x_TH,
                         AttentionSaved* saved);
 
-// Returns dx; adds to `gradients`, or overwrites them.
+// Returns dx; adds to `gradients`, or overwrites them. The projections' gradients are left to
+// `later`, unless it is null.
 at::Tensor AttentionBackward(const BatchContext& context, int64_t layer,
                              const AttentionParameters& weights, const at::Tensor& dy_TH,
                              const at::Tensor& x_TH, const AttentionSaved& saved,
-                             const AttentionParameters& gradients, bool accumulate);
+                             const AttentionParameters& gradients, bool accumulate,
+                             DeferredGradients* later = nullptr);
 
 }  // namespace switchyard
 

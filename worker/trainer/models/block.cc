@@ -66,7 +66,8 @@ void Block::Recompute(const BatchContext& context, const LayerParameters& weight
 }
 
 at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
-                           const at::Tensor& daux_E, BlockSaved saved) const {
+                           const at::Tensor& daux_E, BlockSaved saved,
+                           DeferredGradients* deferred) const {
   const ModelConfig& c = context.config;
   const HeldBucket dense(store_, buckets_.dense);
   const LayerParameters weights = ViewLayer(c, *buckets_.dense_layout, dense.flat());
@@ -74,6 +75,7 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
   const LayerParameters gradients = ViewLayer(c, *buckets_.dense_layout, dense_gradient.flat);
   const bool accumulate = dense_gradient.accumulate;
 
+  if (!is_moe()) deferred->Compute();
   at::Tensor dmiddle_TH;
   {
     std::optional<HeldBucket> held;
@@ -95,7 +97,7 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
     const at::Tensor dnormed_TH =
         is_moe()
             ? MoeBackward(context, weights.router_EH, experts, dy_TH, normed.y_RD, daux_E,
-                          &saved.moe, moe_gradients)
+                          &saved.moe, moe_gradients, deferred)
             : MlpBackward(weights.mlp, dy_TH, normed.y_RD, saved.mlp, gradients.mlp, accumulate);
     dmiddle_TH = ops::RmsNormBackward(dnormed_TH, saved.middle_TH, normed.inverse_rms_R,
                                       weights.post_attention_norm_H, c.rms_norm_eps, dy_TH,
@@ -106,13 +108,14 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
 
   const ops::RmsNormOutput normed =
       ops::RmsNormForward(saved.x_TH, weights.input_norm_H, c.rms_norm_eps);
-  const at::Tensor dnormed_TH =
-      AttentionBackward(context, layer_, weights.attention, dmiddle_TH, normed.y_RD,
-                        saved.attention, gradients.attention, accumulate);
+  const at::Tensor dnormed_TH = AttentionBackward(
+      context, layer_, weights.attention, dmiddle_TH, normed.y_RD, saved.attention,
+      gradients.attention, accumulate, context.dispatcher.has_peers() ? deferred : nullptr);
   const at::Tensor dx_TH =
       ops::RmsNormBackward(dnormed_TH, saved.x_TH, normed.inverse_rms_R, weights.input_norm_H,
                            c.rms_norm_eps, dmiddle_TH, gradients.input_norm_H, accumulate);
-  store_.GradientDone(buckets_.dense);
+  const auto done = [this] { store_.GradientDone(buckets_.dense); };
+  context.dispatcher.has_peers() ? deferred->Add(done) : done();
   return dx_TH;
 }
 

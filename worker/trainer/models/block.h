@@ -12,6 +12,7 @@
 
 #include "worker/trainer/models/attention.h"
 #include "worker/trainer/models/batch_context.h"
+#include "worker/trainer/models/deferred_gradients.h"
 #include "worker/trainer/models/mlp.h"
 #include "worker/trainer/models/moe_block.h"
 #include "worker/trainer/parallel/bucket_layout.h"
@@ -49,9 +50,12 @@ class Block {
   // decision only. `sums` of a MoE layer; may be null.
   at::Tensor Forward(const BatchContext& context, const at::Tensor& x_TH, bool recompute,
                      BlockSaved* saved, RoutingSums* sums) const;
-  // Consumes `saved`.
+  // Consumes `saved`. `deferred` holds what the block after has left to be computed; when this
+  // returns it holds what this block leaves (the end of its dense bucket included), which is
+  // nothing where no token rows travel.
   at::Tensor Backward(const BatchContext& context, const at::Tensor& dy_TH,
-                      const at::Tensor& daux_E, BlockSaved saved) const;
+                      const at::Tensor& daux_E, BlockSaved saved,
+                      DeferredGradients* deferred) const;
 
  private:
   void Recompute(const BatchContext& context, const LayerParameters& weights,

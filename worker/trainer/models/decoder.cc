@@ -194,6 +194,7 @@ LossSums Decoder::ForwardBackward(const DecoderBatch& batch, double loss_scale, 
   LossSums out;
   out.supervised = pass.batch.supervised;
   at::Tensor dx_TH = m.WithHead([&](const HeadParameters& head) {
+    m.blocks.back().Prefetch();
     const GradientBuffer buffer = m.store.Gradient(m.head_bucket);
     HeadParameters gradients = ViewHead(m.config, m.buckets[m.head_bucket], buffer.flat);
     ops::CrossEntropyGradients into;
@@ -219,6 +220,7 @@ LossSums Decoder::ForwardBackward(const DecoderBatch& batch, double loss_scale, 
   if (routing.aux.dprob_LE.defined()) {
     daux_LE = (routing.aux.dprob_LE * aux_scale).to(ops::AccumulateType(dx_TH));
   }
+  DeferredGradients deferred;
   int64_t moe_layer = static_cast<int64_t>(pass.sums.size());
   for (size_t i = m.blocks.size(); i-- > 0;) {
     if (i > 0) {
@@ -233,8 +235,9 @@ LossSums Decoder::ForwardBackward(const DecoderBatch& batch, double loss_scale, 
     BlockSaved of_block = std::move(saved.back());
     saved.pop_back();
     m.offload.Load(&of_block.x_TH);
-    dx_TH = m.blocks[i].Backward(*pass.context, dx_TH, daux_E, std::move(of_block));
+    dx_TH = m.blocks[i].Backward(*pass.context, dx_TH, daux_E, std::move(of_block), &deferred);
   }
+  deferred.Compute();
   const GradientBuffer embedding = m.store.Gradient(m.embedding_bucket);
   // A tied head has written first.
   ops::EmbeddingBackward(dx_TH, pass.batch.tokens_T, m.config.pad_token_id,

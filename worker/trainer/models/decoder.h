@@ -80,7 +80,8 @@ class Decoder {
   // Adds to the store's gradient buffers the gradient of
   //     loss_scale * ce_sum + aux_scale * auxiliary loss
   // and calls GradientDone once for every bucket, in the order in which they are finished: head,
-  // then layer by layer from the last (experts before dense), then embedding.
+  // then layer by layer from the last (experts before dense), then embedding. Where token rows
+  // travel a layer's dense bucket is finished while those of the layer before it do.
   //
   // With loss_scale = 1 / supervised tokens of the step, all ranks and micro-batches, and aux_scale
   // = coefficient / (ranks x micro-batches), the sum over all of them is the gradient of the mean

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -146,6 +147,57 @@ TEST(DecoderTest, CallsWhatCommunicatesInTheSameOrderWithoutTokens) {
     decoder.ForwardBackward(DrawBatch(1, {}, config.vocab_size), 1.0, 0.0);
     EXPECT_EQ(calls, full);
     EXPECT_GT(full.size(), 30u);
+  }
+}
+
+// With the ToyConfig's layers: MoE, dense MLP, MoE.
+TEST(DecoderTest, TransfersOfTheBackwardFlyWhileProductsThatDoNotNeedThemRun) {
+  const ModelConfig config = ToyConfig();
+  LocalParameterStore local(BuildBuckets(config, 0, config.num_experts), at::kFloat);
+  DrawWeights(8, &local);
+  std::vector<std::string> calls;
+  RecordingStore store(local, &calls);
+  RecordingDispatcher dispatcher(config.num_experts, &calls);
+  Decoder decoder(config, {}, store, dispatcher);
+  decoder.ForwardBackward(DrawBatch(1, {4, 7}, config.vocab_size), 1.0, 0.0);
+  std::vector<std::string> seen;  // from the head's end on, without what does not communicate
+  for (const std::string& call : calls) {
+    if (call == "done 6") seen.clear();
+    if (!absl::StartsWith(call, "acquire") && !absl::StartsWith(call, "release") &&
+        !absl::StartsWith(call, "prefetch")) {
+      seen.push_back(call);
+    }
+  }
+  EXPECT_THAT(
+      seen, ElementsAre("done 6",
+                        // Layer 2; nothing waits to be computed yet.
+                        "begin dispatch", "begin dispatch", "finish dispatch",
+                        "begin combine of gradients", "finish dispatch", "finish combine", "done 5",
+                        // Layer 1 is dense: it first ends what layer 2 has left.
+                        "done 4",
+                        // Layer 0; the end of layer 1 comes while its rows travel.
+                        "begin dispatch", "begin dispatch", "done 3", "finish dispatch",
+                        "begin combine of gradients", "finish dispatch", "finish combine", "done 2",
+                        "done 1", "done 0"));
+}
+
+TEST(DecoderTest, TheOverlappedBackwardGivesTheSameBits) {
+  for (const DecoderOptions& options : {DecoderOptions(), FullRecompute()}) {
+    Toy toy(options);
+    LocalParameterStore local(BuildBuckets(toy.config, 0, toy.config.num_experts), at::kFloat);
+    DrawWeights(8, &local);
+    std::vector<std::string> calls;
+    RecordingDispatcher dispatcher(toy.config.num_experts, &calls);
+    Decoder overlapped(toy.config, options, local, dispatcher);
+    for (int microbatch = 0; microbatch < 2; ++microbatch) {
+      const DecoderBatch batch = DrawBatch(1 + microbatch, {4, 7}, toy.config.vocab_size);
+      toy.decoder.ForwardBackward(batch, 1.0, 0.5);
+      overlapped.ForwardBackward(batch, 1.0, 0.5);
+    }
+    const std::vector<at::Tensor> wanted = Gradients(toy.store), got = Gradients(local);
+    for (size_t b = 0; b < wanted.size(); ++b) {
+      EXPECT_TRUE(at::equal(got[b], wanted[b])) << toy.store.buckets()[b].name;
+    }
   }
 }
 

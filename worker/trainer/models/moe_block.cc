@@ -6,23 +6,9 @@
 
 #include "worker/trainer/models/router.h"
 #include "worker/trainer/ops/experts.h"
+#include "worker/trainer/ops/spare_sms.h"
 
 namespace switchyard {
-namespace {
-
-at::Tensor DownGradients(const DispatchPlan& plan, const ExpertParameters& experts,
-                         at::Tensor dy_NH, MoeSaved* saved, const MoeGradients& gradients,
-                         at::Tensor* dweights_PN) {
-  ops::ExpertsDownGradients down = ops::ExpertsDownBackward(dy_NH, saved->z_N2F, experts.down_EHF,
-                                                            saved->weights_N, plan.offsets_E1);
-  saved->z_N2F.reset();
-  ops::ExpertsBackwardWeight(dy_NH, down.h_NF, plan.offsets_E1, gradients.experts.down_EHF,
-                             gradients.accumulate_experts);
-  *dweights_PN = std::move(down.dweights_PN);
-  return std::move(down.dz_N2F);
-}
-
-}  // namespace
 
 at::Tensor MoeForward(const BatchContext& context, const at::Tensor& router_EH,
                       const ExpertParameters& experts, const at::Tensor& x_TH,
@@ -54,21 +40,48 @@ void MoeRecompute(const BatchContext& context, const ExpertParameters& experts,
           .z_N2F;
 }
 
+// With peers a layer's four transfers fly while products run that do not need them
+// (docs/overlap.md):
+//     dy, x on their way | weight gradients of the layer after (`meanwhile`)
+//     x on its way       | gradients of h, z and the rows
+//     the rows' gradient | weight gradients of this layer's experts
+// Without peers each product follows the one that it shares an operand with: least memory.
 at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
                        const ExpertParameters& experts, const at::Tensor& dy_TH,
                        const at::Tensor& x_TH, const at::Tensor& daux_E, MoeSaved* saved,
-                       const MoeGradients& gradients) {
+                       const MoeGradients& gradients, DeferredGradients* meanwhile) {
   TokenDispatcher& dispatcher = context.dispatcher;
+  const bool overlap = dispatcher.has_peers();
+  const ops::SpareSms spare(dispatcher.sms_in_flight());
   const DispatchPlan& plan = *saved->plan;
-  at::Tensor dweights_PN;
-  at::Tensor dz_N2F = DownGradients(plan, experts, dispatcher.Dispatch(plan, dy_TH, {}).rows_NH,
-                                    saved, gradients, &dweights_PN);
+  std::unique_ptr<PendingDispatch> dy_arriving = dispatcher.BeginDispatch(plan, dy_TH, {});
   // The rows are dispatched a second time instead of being kept from the forward.
-  ops::ExpertsBackwardWeight(dz_N2F, dispatcher.Dispatch(plan, x_TH, {}).rows_NH, plan.offsets_E1,
-                             gradients.experts.gate_up_E2FH, gradients.accumulate_experts);
-  at::Tensor drows_NH = ops::ExpertsUpBackward(dz_N2F, experts.gate_up_E2FH, plan.offsets_E1);
-  dz_N2F.reset();
-  const CombinedRows combined = dispatcher.CombineGradients(plan, drows_NH, dweights_PN);
+  std::unique_ptr<PendingDispatch> x_arriving;
+  if (overlap) x_arriving = dispatcher.BeginDispatch(plan, x_TH, {});
+  if (meanwhile != nullptr) meanwhile->Compute();
+
+  at::Tensor dy_NH = dispatcher.FinishDispatch(std::move(dy_arriving)).rows_NH;
+  ops::ExpertsDownGradients down = ops::ExpertsDownBackward(dy_NH, saved->z_N2F, experts.down_EHF,
+                                                            saved->weights_N, plan.offsets_E1);
+  saved->z_N2F.reset();
+  const auto weight_gradients = [&] {
+    ops::ExpertsBackwardWeight(dy_NH, down.h_NF, plan.offsets_E1, gradients.experts.down_EHF,
+                               gradients.accumulate_experts);
+    dy_NH.reset();
+    down.h_NF.reset();
+    if (!overlap) x_arriving = dispatcher.BeginDispatch(plan, x_TH, {});
+    const at::Tensor x_NH = dispatcher.FinishDispatch(std::move(x_arriving)).rows_NH;
+    ops::ExpertsBackwardWeight(down.dz_N2F, x_NH, plan.offsets_E1, gradients.experts.gate_up_E2FH,
+                               gradients.accumulate_experts);
+  };
+  if (!overlap) weight_gradients();
+  at::Tensor drows_NH = ops::ExpertsUpBackward(down.dz_N2F, experts.gate_up_E2FH, plan.offsets_E1);
+  std::unique_ptr<PendingCombine> returning =
+      dispatcher.BeginCombine(plan, drows_NH, down.dweights_PN);
+  drows_NH.reset();
+  if (overlap) weight_gradients();
+  down.dz_N2F.reset();
+  const CombinedRows combined = dispatcher.FinishCombine(std::move(returning), {});
   RouterBackward(context, router_EH, combined.dweights_TK, daux_E, x_TH, saved->choice,
                  combined.sum_TH, gradients.router_EH, gradients.accumulate_router);
   return combined.sum_TH;

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "worker/trainer/models/batch_context.h"
+#include "worker/trainer/models/deferred_gradients.h"
 #include "worker/trainer/models/parameters.h"
 #include "worker/trainer/ops/router.h"
 #include "worker/trainer/parallel/token_dispatcher.h"
@@ -50,11 +51,12 @@ struct MoeGradients {
   bool accumulate_experts = true;
 };
 // Returns dx, without the residual's part; consumes z of `saved`. daux_E: the auxiliary loss's
-// gradient by each expert's probability, or undefined.
+// gradient by each expert's probability, or undefined. `meanwhile` (may be null) is computed while
+// the first transfer is in flight.
 at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
                        const ExpertParameters& experts, const at::Tensor& dy_TH,
                        const at::Tensor& x_TH, const at::Tensor& daux_E, MoeSaved* saved,
-                       const MoeGradients& gradients);
+                       const MoeGradients& gradients, DeferredGradients* meanwhile = nullptr);
 
 }  // namespace switchyard
 

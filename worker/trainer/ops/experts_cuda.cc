@@ -1,14 +1,25 @@
 #include <ATen/ATen.h>
+#include <ATen/cuda/CUDAContextLight.h>
+
+#include <algorithm>
 
 #include "kernels/grouped_gemm/grouped_gemm.h"
 #include "worker/trainer/ops/dtype.h"
 #include "worker/trainer/ops/kernel_call.h"
 #include "worker/trainer/ops/on_cuda.h"
+#include "worker/trainer/ops/spare_sms.h"
 
 namespace switchyard::ops::on_cuda {
 namespace {
 
 int Dim(const at::Tensor& tensor, int64_t dim) { return static_cast<int>(tensor.size(dim)); }
+
+// CTAs of a product; 0: as many as the device has SMs.
+int NumSms() {
+  const int spare = SpareSms::Now();
+  if (spare == 0) return 0;
+  return std::max(1, at::cuda::getCurrentDeviceProperties()->multiProcessorCount - spare);
+}
 
 }  // namespace
 
@@ -38,6 +49,7 @@ ExpertsUp ExpertsUpForward(const at::Tensor& x_NH, const at::Tensor& gate_up_E2F
   p.experts = Dim(gate_up_E2FH, 0);
   p.hidden = Dim(x_NH, 1);
   p.ffn = static_cast<int>(ffn);
+  p.num_sms = NumSms();
   CheckKernel(kernels::GroupedUpProjection(p, CurrentStream()), "experts: up projection");
   return out;
 }
@@ -54,6 +66,7 @@ at::Tensor ExpertsDownForward(const at::Tensor& h_NF, const at::Tensor& down_EHF
   p.experts = Dim(down_EHF, 0);
   p.k = Dim(down_EHF, 2);
   p.n = Dim(down_EHF, 1);
+  p.num_sms = NumSms();
   CheckKernel(kernels::GroupedLinear(p, CurrentStream()), "experts: down projection");
   return y_NH;
 }
@@ -82,6 +95,7 @@ ExpertsDownGradients ExpertsDownBackward(const at::Tensor& dy_NH, const at::Tens
   p.experts = Dim(down_EHF, 0);
   p.hidden = Dim(down_EHF, 1);
   p.ffn = static_cast<int>(ffn);
+  p.num_sms = NumSms();
   CheckKernel(kernels::GroupedDownGrad(p, CurrentStream()), "experts: down gradient");
   return out;
 }
@@ -98,6 +112,7 @@ at::Tensor ExpertsUpBackward(const at::Tensor& dz_N2F, const at::Tensor& gate_up
   p.experts = Dim(gate_up_E2FH, 0);
   p.k = Dim(gate_up_E2FH, 1);
   p.n = Dim(gate_up_E2FH, 2);
+  p.num_sms = NumSms();
   CheckKernel(kernels::GroupedLinearGrad(p, CurrentStream()), "experts: up gradient");
   return dx_NH;
 }
@@ -115,6 +130,7 @@ void ExpertsBackwardWeight(const at::Tensor& dy_NO, const at::Tensor& x_NI,
     p.m = Dim(dweight_EOI, 1);
     p.n = Dim(dweight_EOI, 2);
     p.accumulate = accumulate;
+    p.num_sms = NumSms();
     CheckKernel(kernels::GroupedWeightGrad(p, CurrentStream()), "experts: weight gradient");
   };
   if (dweight_EOI.scalar_type() == at::kFloat) {

@@ -3,6 +3,10 @@
 #include <ATen/cuda/CUDAContextLight.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <algorithm>
+
+#include "worker/trainer/ops/spare_sms.h"
+
 namespace switchyard::ops::on_cuda {
 namespace {
 
@@ -11,8 +15,8 @@ void Check(cublasStatus_t status) {
 }
 
 // Of ATen, for the current stream, with a workspace of its own: cuBLAS then chooses and computes
-// the same on every run. Partial sums of a split reduction stay in float32, for the life of this
-// object.
+// the same on every run. Partial sums of a split reduction stay in float32, and the kernel leaves
+// SMs to others (spare_sms.h), for the life of this object.
 class Handle {
  public:
   Handle() : handle_(at::cuda::getCurrentCUDABlasHandle()) {
@@ -20,8 +24,17 @@ class Handle {
     Check(cublasSetMathMode(
         handle_, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                            CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+    if (const int spare = SpareSms::Now(); spare > 0) {
+      limited_ = true;
+      Check(cublasSetSmCountTarget(
+          handle_,
+          std::max(1, at::cuda::getCurrentDeviceProperties()->multiProcessorCount - spare)));
+    }
   }
-  ~Handle() { cublasSetMathMode(handle_, mode_); }
+  ~Handle() {
+    if (limited_) cublasSetSmCountTarget(handle_, 0);
+    cublasSetMathMode(handle_, mode_);
+  }
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
   cublasHandle_t get() const { return handle_; }
@@ -29,6 +42,7 @@ class Handle {
  private:
   cublasHandle_t handle_;
   cublasMath_t mode_ = CUBLAS_DEFAULT_MATH;
+  bool limited_ = false;
 };
 
 bool RowsAreDense(const at::Tensor& x_RD) {

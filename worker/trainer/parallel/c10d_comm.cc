@@ -10,6 +10,8 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #if defined(SY_CUDA)
+#include <c10/cuda/CUDAFunctions.h>
+
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -114,9 +116,12 @@ class C10dComm final : public RankOrderComm {
 Backend MakeNccl(c10::intrusive_ptr<c10d::Store> store, int rank, int size,
                  std::chrono::milliseconds timeout) {
 #if defined(SY_CUDA)
-  auto options = c10d::ProcessGroupNCCL::Options::create();
+  auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
   options->timeout = timeout;
-  return c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), rank, size, options);
+  auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), rank, size, options);
+  // Connecting later, inside the first collective, would block the host in the middle of a step.
+  backend->eagerConnectSingleDevice(at::Device(at::kCUDA, c10::cuda::current_device()));
+  return backend;
 #else
   (void)store, (void)rank, (void)size, (void)timeout;
   throw CommError("this trainer was built without CUDA");

@@ -8,6 +8,7 @@
 namespace switchyard {
 namespace {
 
+constexpr int kMaxArriving = 2;         // a layer's dense and expert bucket
 constexpr int64_t kShardMultiple = 16;  // 16-bit slices start and end at multiples of 32 bytes
 
 int64_t PaddedShard(int64_t numel, int num_shards) {
@@ -24,7 +25,11 @@ ShardRange ShardOf(int64_t bucket_numel, int num_shards, int shard) {
 
 ShardedParameterStore::ShardedParameterStore(std::vector<BucketLayout> layouts, const Mesh& mesh,
                                              const Comms& comms, const FsdpOptions& options)
-    : layouts_(std::move(layouts)), comms_(comms), options_(options) {
+    : layouts_(std::move(layouts)),
+      comms_(comms),
+      options_(options),
+      gathers_(options.device),
+      reductions_(options.device) {
   for (const BucketLayout& layout : layouts_) {
     const Axis axis = layout.kind == BucketKind::kDense ? Axis::kDpShard : Axis::kExpertShard;
     Bucket bucket;
@@ -43,7 +48,7 @@ ShardedParameterStore::ShardedParameterStore(std::vector<BucketLayout> layouts, 
   }
 }
 
-void ShardedParameterStore::Gather(Bucket& bucket) {
+void ShardedParameterStore::StartGather(Bucket& bucket) {
   if (bucket.gathered.defined()) return;
   if (bucket.shard_comm->size() == 1) {
     bucket.gathered = bucket.shard;
@@ -51,12 +56,23 @@ void ShardedParameterStore::Gather(Bucket& bucket) {
   }
   bucket.gathered =
       at::empty({bucket.padded_shard * bucket.shard_comm->size()}, bucket.shard.options());
-  bucket.shard_comm->AllGather(bucket.gathered, bucket.shard);
+  bucket.arrived =
+      gathers_.Run([&] { bucket.shard_comm->AllGather(bucket.gathered, bucket.shard); });
+  bucket.arriving = true;
+  ++num_arriving_;
+}
+
+void ShardedParameterStore::AwaitGather(Bucket& bucket) {
+  if (!bucket.arriving) return;
+  bucket.arrived.WaitOn(options_.device);
+  bucket.arriving = false;
+  --num_arriving_;
 }
 
 at::Tensor ShardedParameterStore::Acquire(int index) {
   Bucket& bucket = buckets_.at(index);
-  Gather(bucket);
+  StartGather(bucket);
+  AwaitGather(bucket);
   ++bucket.users;
   return bucket.gathered.narrow(0, 0, bucket.layout.numel);
 }
@@ -69,8 +85,11 @@ void ShardedParameterStore::Release(int index) {
   if (bucket.users == 0 && options_.reshard_after_forward) bucket.gathered.reset();
 }
 
-// Collectives of the CPU block: gathering now is all that "start" can mean there.
-void ShardedParameterStore::Prefetch(int index) { Gather(buckets_.at(index)); }
+// The hint is dropped when enough is on its way: on all ranks alike, since it is counted, not
+// timed.
+void ShardedParameterStore::Prefetch(int index) {
+  if (num_arriving_ < kMaxArriving) StartGather(buckets_.at(index));
+}
 
 void ShardedParameterStore::AllocateGradient(Bucket& bucket) {
   bucket.gradient = at::empty({bucket.padded_shard * bucket.shard_comm->size()},
@@ -89,24 +108,38 @@ GradientBuffer ShardedParameterStore::Gradient(int index) {
 }
 
 void ShardedParameterStore::GradientDone(int index) {
-  Bucket& bucket = buckets_.at(index);
-  if (last_microbatch_ && !bucket.reduced) Reduce(bucket);
+  if (last_microbatch_ && !buckets_.at(index).reduced) StartReduction(index);
 }
 
-void ShardedParameterStore::Reduce(Bucket& bucket) {
+void ShardedParameterStore::StartReduction(int index) {
+  Bucket& bucket = buckets_[index];
+  Comm& replicas = comms_[Axis::kDpReplicate];
   if (!bucket.gradient.defined()) {
     AllocateGradient(bucket);
     bucket.gradient.zero_();
   }
-  if (bucket.shard_comm->size() == 1) {
-    bucket.gradient_shard = bucket.gradient;
-  } else {
-    bucket.gradient_shard = at::empty({bucket.padded_shard}, bucket.gradient.options());
-    bucket.shard_comm->ReduceScatterSum(bucket.gradient_shard, bucket.gradient);
-  }
-  bucket.gradient.reset();
-  comms_[Axis::kDpReplicate].AllReduceSum(bucket.gradient_shard);
   bucket.reduced = true;
+  const bool sharded = bucket.shard_comm->size() > 1;
+  bucket.gradient_shard =
+      sharded ? at::empty({bucket.padded_shard}, bucket.gradient.options()) : bucket.gradient;
+  if (!sharded && replicas.size() == 1) {
+    bucket.gradient.reset();
+    return;
+  }
+  AwaitReduction();
+  reducing_ = index;
+  reduced_ = reductions_.Run([&] {
+    if (sharded) bucket.shard_comm->ReduceScatterSum(bucket.gradient_shard, bucket.gradient);
+    replicas.AllReduceSum(bucket.gradient_shard);
+  });
+  if (options_.device.is_cpu()) AwaitReduction();
+}
+
+void ShardedParameterStore::AwaitReduction() {
+  if (reducing_ < 0) return;
+  reduced_.WaitOn(options_.device);
+  buckets_[reducing_].gradient.reset();
+  reducing_ = -1;
 }
 
 void ShardedParameterStore::BeginMicrobatch(bool first, bool last) {
@@ -120,15 +153,17 @@ void ShardedParameterStore::BeginMicrobatch(bool first, bool last) {
 }
 
 void ShardedParameterStore::FinishGradients() {
-  for (Bucket& bucket : buckets_) {
-    if (!bucket.reduced) Reduce(bucket);
+  for (int b = 0; b < num_buckets(); ++b) {
+    if (!buckets_[b].reduced) StartReduction(b);
   }
+  AwaitReduction();
 }
 
 void ShardedParameterStore::WeightsChanged() {
   for (Bucket& bucket : buckets_) {
     TORCH_CHECK(bucket.users == 0, "bug: fsdp: weights of ", bucket.layout.name,
                 " changed while the model held them");
+    AwaitGather(bucket);
     bucket.gathered.reset();
     bucket.gradient_shard.reset();
   }
@@ -141,8 +176,8 @@ at::Tensor ShardedParameterStore::weight_shard(int index) const {
 
 at::Tensor ShardedParameterStore::gradient_slice(int index) const {
   const Bucket& bucket = buckets_.at(index);
-  TORCH_CHECK(bucket.reduced && bucket.gradient_shard.defined(), "bug: fsdp: gradient of ",
-              bucket.layout.name, " asked for before FinishGradients");
+  TORCH_CHECK(bucket.reduced && reducing_ != index && bucket.gradient_shard.defined(),
+              "bug: fsdp: gradient of ", bucket.layout.name, " asked for before FinishGradients");
   return bucket.gradient_shard;
 }
 

@@ -18,6 +18,7 @@
 #include "worker/trainer/parallel/comms.h"
 #include "worker/trainer/parallel/mesh.h"
 #include "worker/trainer/parallel/parameter_store.h"
+#include "worker/trainer/parallel/side_stream.h"
 
 namespace switchyard {
 
@@ -42,6 +43,14 @@ ShardRange ShardOf(int64_t bucket_numel, int num_shards, int shard);
 // One thread. Gradients accumulate over the micro-batches of a step and are summed over ranks in
 // the last one: reduce-scatter over the shard axis, then all-reduce over dp_replicate. Their
 // buffers are allocated when the backward first asks for them and freed by WeightsChanged.
+//
+// On a GPU both run beside the computation, on two streams of their own, and nothing waits on the
+// host. Prefetch starts a gather and Acquire makes the current stream wait for it; GradientDone
+// starts a reduction and FinishGradients waits. At most two prefetched buckets are on their way at
+// a time, and one bucket's whole gradient is being reduced: that bounds the memory to two gathered
+// buckets and one gradient more than the computation holds. All memory is the current stream's,
+// kept by references until that stream has waited (no record_stream, whose reuse would depend on
+// timing). Idea: FSDP2 of PyTorch; there are no copies into and out of the flat buffers here.
 //
 //   per step:        for each micro-batch: BeginMicrobatch; the model's forward and backward
 //                    read gradient_shard, change weight_shard; WeightsChanged
@@ -85,22 +94,32 @@ class ShardedParameterStore final : public ParameterStore {
     BucketLayout layout;
     Comm* shard_comm = nullptr;
     ShardRange range;
-    int64_t padded_shard = 0;   // elements of one slice, padding included
-    at::Tensor shard;           // [padded_shard]
-    at::Tensor gathered;        // [padded_shard * shards]; undefined: not here
+    int64_t padded_shard = 0;  // elements of one slice, padding included
+    at::Tensor shard;          // [padded_shard]
+    at::Tensor gathered;       // [padded_shard * shards]; undefined: not here
+    bool arriving = false;     // prefetched, nobody has waited yet
+    StreamPoint arrived;
     int users = 0;              // Acquires without Release
     at::Tensor gradient;        // [padded_shard * shards] while accumulating
     at::Tensor gradient_shard;  // [padded_shard], after the reduction
     bool reduced = false;
   };
-  void Gather(Bucket& bucket);
+  void StartGather(Bucket& bucket);
+  void AwaitGather(Bucket& bucket);
   void AllocateGradient(Bucket& bucket);
-  void Reduce(Bucket& bucket);
+  void StartReduction(int index);
+  // Of the one that is on its way, if any.
+  void AwaitReduction();
 
   std::vector<BucketLayout> layouts_;
   std::vector<Bucket> buckets_;
   const Comms& comms_;
   FsdpOptions options_;
+  SideStream gathers_;
+  SideStream reductions_;
+  int num_arriving_ = 0;  // buckets
+  int reducing_ = -1;     // bucket whose gradient is being reduced
+  StreamPoint reduced_;
   bool last_microbatch_ = false;
 };
 

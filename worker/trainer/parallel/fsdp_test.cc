@@ -85,6 +85,31 @@ TEST_P(FsdpTest, AcquireGathersTheWholeBucket) {
   });
 }
 
+TEST_P(FsdpTest, AtMostTwoPrefetchedBucketsAreOnTheirWay) {
+  Run(true, [](ShardedParameterStore& store, const Mesh& mesh, const Comms& comms) {
+    const std::vector<Axis> axes = {Axis::kDpShard, Axis::kExpertShard, Axis::kDpShard};
+    int64_t expected = 0;
+    int cut = 0;
+    for (int b = 0; b < store.num_buckets(); ++b) {
+      store.Prefetch(b);
+      const int shards = comms[axes[b]].size();
+      if (shards > 1 && ++cut <= 2) {
+        expected += static_cast<int64_t>(store.weight_slice(b).nbytes()) * shards;
+      }
+    }
+    ASSERT_EQ(store.gathered_bytes(), expected);
+    ASSERT_TRUE(at::equal(store.Acquire(0), Whole(0, 0)));
+    store.Prefetch(2);  // there is room again
+    ASSERT_EQ(store.gathered_bytes() > 0, mesh.dp_shard_size() > 1);
+    store.Release(0);
+    for (int b = 1; b < store.num_buckets(); ++b) {
+      ASSERT_TRUE(at::equal(store.Acquire(b), Whole(b, mesh.ep_rank())));
+      store.Release(b);
+    }
+    ASSERT_EQ(store.gathered_bytes(), 0);
+  });
+}
+
 TEST_P(FsdpTest, WithoutReshardingBucketsStayUntilTheWeightsChange) {
   Run(false, [](ShardedParameterStore& store, const Mesh& mesh, const Comms&) {
     store.Acquire(0);

@@ -10,30 +10,44 @@
 #include "base/thread.h"
 #include "worker/trainer/parallel/comm_error.h"
 #include "worker/trainer/parallel/rank_order_comm.h"
+#include "worker/trainer/parallel/side_stream.h"
 
 namespace switchyard {
 
-// One meeting point: each rank shows what it sends, all copy what is theirs, all leave.
+// One meeting point: each rank shows what it sends, all copy what is theirs, all leave. On a GPU
+// the host only queues: points of the ranks' streams order offer -> copies -> reuse of what was
+// offered.
 class InProcessGroup {
  public:
-  InProcessGroup(int size, absl::Duration timeout) : timeout_(timeout), offers_(size) {}
+  InProcessGroup(int size, absl::Duration timeout)
+      : timeout_(timeout), offers_(size), copied_(size) {}
 
   struct Offer {
     const char* collective = nullptr;
     at::Tensor data;                  // uint8, 1-D
     std::vector<int64_t> send_bytes;  // one per rank
+    StreamPoint ready{};              // the data is there
   };
 
-  // Returns when all ranks have offered; the reference is valid until Leave.
+  // Returns when all ranks have offered; the reference is valid until Leave. What the current
+  // stream of this rank is told afterwards comes after all offers.
   const std::vector<Offer>& Meet(int rank, Offer offer, const std::string& where) {
+    offer.ready = CurrentPoint(offer.data.device());
     {
       absl::MutexLock lock(&mu_);
       offers_[rank] = std::move(offer);
     }
     Wait(where);
+    for (const Offer& other : offers_) other.ready.WaitOn(offers_[rank].data.device());
     return offers_;
   }
-  void Leave(const std::string& where) { Wait(where); }
+  // What the current stream of this rank is told afterwards comes after all ranks' copies.
+  void Leave(int rank, const std::string& where) {
+    const at::Device device = offers_[rank].data.device();
+    copied_[rank] = CurrentPoint(device);
+    Wait(where);
+    for (const StreamPoint& copied : copied_) copied.WaitOn(device);
+  }
 
   void Abort(const std::string& why) {
     absl::MutexLock lock(&mu_);
@@ -66,6 +80,7 @@ class InProcessGroup {
   absl::Mutex mu_;
   // Slots are written before and read after a Wait of all ranks, which orders them.
   std::vector<Offer> offers_;
+  std::vector<StreamPoint> copied_;
   int arrived_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t round_ ABSL_GUARDED_BY(mu_) = 0;
   std::string aborted_ ABSL_GUARDED_BY(mu_);
@@ -96,7 +111,7 @@ class InProcessComm final : public RankOrderComm {
       out.narrow(0, target, recv_bytes[r]).copy_(offer.data.narrow(0, offset, recv_bytes[r]));
       target += recv_bytes[r];
     }
-    group_->Leave(where);
+    group_->Leave(rank(), where);
   }
 
   void Gather(const char* collective, at::Tensor& out, const at::Tensor& in) override {
@@ -110,7 +125,7 @@ class InProcessComm final : public RankOrderComm {
           offers[r].send_bytes[0], " bytes, here are ", bytes);
       out.narrow(0, r * bytes, bytes).copy_(offers[r].data);
     }
-    group_->Leave(where);
+    group_->Leave(rank(), where);
   }
 
  private:

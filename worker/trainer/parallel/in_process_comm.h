@@ -1,5 +1,7 @@
-// Ranks as threads of one process: collectives are copies between their buffers, on a GPU queued on
-// the device's default stream, which all of them use. A test seam, never a product mode.
+// Ranks as threads of one process: collectives are copies between their buffers. On GPUs each rank
+// has a device (several may share one) and a current stream of its own; copies are queued there,
+// and the host waits for the other ranks' threads only, never for a device. A test seam, never a
+// product mode.
 #ifndef SWITCHYARD_WORKER_TRAINER_PARALLEL_IN_PROCESS_COMM_H_
 #define SWITCHYARD_WORKER_TRAINER_PARALLEL_IN_PROCESS_COMM_H_
 

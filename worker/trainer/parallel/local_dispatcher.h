@@ -14,6 +14,7 @@ class LocalDispatcher final : public TokenDispatcher {
   explicit LocalDispatcher(int64_t num_experts) : num_experts_(num_experts) {}
 
   int64_t num_local_experts() const override { return num_experts_; }
+  bool has_peers() const override { return false; }
   std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) override;
   std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
                                                  const at::Tensor& weights_TK) override;

@@ -66,6 +66,11 @@ class TokenDispatcher {
  public:
   virtual ~TokenDispatcher() = default;
   virtual int64_t num_local_experts() const = 0;
+  // False: all experts are here, nothing travels and there is nothing to hide.
+  virtual bool has_peers() const { return true; }
+  // SMs that the kernels of its transfers take while those are in flight: what is computed
+  // meanwhile leaves them free (ops/spare_sms.h).
+  virtual int sms_in_flight() const { return 0; }
   // `by_expert`: this rank's token copies grouped by global expert; ids distinct within a token.
   virtual std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) = 0;
 
