@@ -43,3 +43,10 @@ foreach(_name IN ITEMS cudnn.so.9 cublas.so.13 nvrtc.so.13 cudart.so.13)
   endif()
   list(APPEND SY_CUDA_LIBRARIES ${${_variable}})
 endforeach()
+# Windows between processes (worker/trainer/parallel/nccl_window.cc): the library of LibTorch's own
+# process groups.
+find_library(SY_NCCL_LIBRARY NAMES libnccl.so.2 HINTS ${_site}/nvidia/nccl/lib)
+if(NOT SY_NCCL_LIBRARY)
+  message(FATAL_ERROR "CUDA: libnccl.so.2 is in none of the usual places, nor in ${_site}/nvidia/nccl. "
+    "Run deploy/setup --cuda, or give -DSY_NCCL_LIBRARY=..., or configure with -DSY_CUDA=OFF.")
+endif()

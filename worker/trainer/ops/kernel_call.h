@@ -1,5 +1,5 @@
-// For the files foo_cuda.cc of this folder: tensors as our kernels want them. Only in builds with
-// SY_CUDA.
+// For the files foo_cuda.cc of this folder and others that launch our kernels: tensors as kernels
+// want them. Only in builds with SY_CUDA.
 #ifndef SWITCHYARD_WORKER_TRAINER_OPS_KERNEL_CALL_H_
 #define SWITCHYARD_WORKER_TRAINER_OPS_KERNEL_CALL_H_
 

@@ -12,4 +12,10 @@ StopRequest AgreeOnStop(Comm& world, const StopRequest& mine) {
   return {stop, stop && flags[1].item<int64_t>() == 0};
 }
 
+bool AgreeOnAll(Comm& group, bool mine) {
+  at::Tensor missing = at::tensor({int64_t{!mine}}, at::kLong);
+  group.AllReduceMax(missing);
+  return missing.item<int64_t>() == 0;
+}
+
 }  // namespace switchyard

@@ -17,6 +17,9 @@ struct StopRequest {
 // stop was asked to do so without (its link has closed, nobody would commit it).
 StopRequest AgreeOnStop(Comm& world, const StopRequest& mine);
 
+// Collective. Whether `mine` is true on every rank.
+bool AgreeOnAll(Comm& group, bool mine);
+
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_WORKER_TRAINER_PARALLEL_AGREE_H_

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "worker/trainer/ops/permute.h"
 #include "worker/trainer/parallel/collective_dispatcher.h"
+#include "worker/trainer/parallel/dispatcher_choice.h"
 #include "worker/trainer/parallel/in_process_comm.h"
 #include "worker/trainer/parallel/local_dispatcher.h"
 
@@ -237,6 +238,25 @@ TEST(CollectiveDispatcherTest, RoutingForOtherExpertsIsAnError) {
         });
       },
       ThrowsMessage<c10::Error>(HasSubstr("4 experts, routed to 5")));
+}
+
+TEST(DispatcherChoiceTest, OneRankNeedsNoTransfersAndCpusUseCollectives) {
+  for (int ranks : {1, 2}) {
+    RunInProcess(ranks, absl::Seconds(30), [&](int rank, InProcessWorld& world) {
+      const Mesh mesh = MakeMesh(ranks, rank, 1, ranks, kExperts).value();
+      const Comms comms = world.MakeComms(mesh);
+      DispatcherNeeds needs;
+      needs.num_experts = kExperts;
+      needs.top_k = kTopK;
+      needs.hidden = kHidden;
+      needs.max_tokens = 8;
+      const DispatcherChoice choice = ChooseDispatcher(comms[Axis::kEp], mesh, needs);
+      EXPECT_EQ(choice.kind, ranks == 1 ? "local" : "collective");
+      EXPECT_THAT(choice.reason, HasSubstr(ranks == 1 ? "all experts" : "not bf16 on GPUs"));
+      EXPECT_EQ(choice.dispatcher->num_local_experts(), kExperts / ranks);
+      EXPECT_FALSE(choice.dispatcher->MustRepeat());
+    });
+  }
 }
 
 }  // namespace

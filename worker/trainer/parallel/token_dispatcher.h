@@ -101,6 +101,13 @@ class TokenDispatcher {
   // The same answer on all ranks; no tokens are ever dropped. May wait for the device, as far as
   // the last plan.
   virtual bool MustRepeat() { return false; }
+  // How often MustRepeat has said so.
+  virtual int64_t num_repeats() const { return 0; }
+
+  // Throws when a transfer has failed on the device. To be called when the device has been waited
+  // for and before results of its transfers are believed (reported, saved): up to then a failure
+  // may not have been seen.
+  virtual void CheckHealth() {}
 
   // Both phases at once.
   DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,

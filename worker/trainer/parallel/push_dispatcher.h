@@ -1,0 +1,76 @@
+// Token dispatch over NVLink: rows are pushed straight into the peers' memory, and the host never
+// learns a count (kernels/dispatch/dispatch.h has the protocol). Only in builds with SY_CUDA.
+#ifndef SWITCHYARD_WORKER_TRAINER_PARALLEL_PUSH_DISPATCHER_H_
+#define SWITCHYARD_WORKER_TRAINER_PARALLEL_PUSH_DISPATCHER_H_
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "worker/trainer/parallel/symmetric_memory.h"
+#include "worker/trainer/parallel/token_dispatcher.h"
+
+namespace switchyard {
+
+// Equal on all ranks but for `rank`.
+struct PushOptions {
+  int64_t num_experts = 0, top_k = 0, hidden = 0;
+  int64_t max_tokens = 0;  // of any rank in any call
+  int rank = 0;            // in the group
+  std::vector<int> ranks;  // of the group, as errors shall name them
+  // The longest that one rank waits for another, kernels and all that delays their launch.
+  absl::Duration timeout = absl::Seconds(600);
+  // Rows kept for this rank's experts, in units of the mean when all ranks have max_tokens; grows
+  // when a forward needs more (MustRepeat).
+  double row_budget = 1.25;
+  int push_blocks = 16;  // streaming multiprocessors that a push takes from the computation
+};
+
+// Gives the bits of CollectiveDispatcher over the same ranks. bf16 rows, fp32 weights, contiguous.
+// Pushes travel on a high-priority stream of its own; everything else is queued on the caller's
+// current stream. Nothing waits for the device but MustRepeat and the destructor, which both end
+// when the timeout does.
+//
+// Rows: every plan's buffers have the same number of rows, the budget; a plan that needs more
+// computes nonsense, memory-safely, until MustRepeat has been asked.
+// Errors: CommError as soon as the host sees that a wait of a kernel has ended in vain: it names
+// ranks, MoE layer (counted from 0 since the last MustRepeat) and phase. Kernels then return at
+// once; the dispatcher cannot be used again. A device that has only fallen behind is no error.
+class PushDispatcher final : public TokenDispatcher {
+ public:
+  // Why these sizes cannot be served; empty: they can.
+  static std::string WhyNot(const PushOptions& options);
+  // Bytes of each rank's block.
+  static int64_t MemoryBytes(const PushOptions& options);
+
+  // `memory` is fresh. On the current device.
+  PushDispatcher(const PushOptions& options, c10::Device device,
+                 std::unique_ptr<SymmetricMemory> memory);
+  ~PushDispatcher() override;
+
+  int64_t num_local_experts() const override;
+  std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) override;
+  std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                                                 const at::Tensor& weights_TK) override;
+  DispatchedRows FinishDispatch(std::unique_ptr<PendingDispatch> pending) override;
+  std::unique_ptr<PendingCombine> BeginCombine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                                               const at::Tensor& dweights_PN) override;
+  CombinedRows FinishCombine(std::unique_ptr<PendingCombine> pending,
+                             const at::Tensor& residual_TH) override;
+  bool MustRepeat() override;
+  void CheckHealth() override;
+  int64_t num_repeats() const override;
+  int64_t row_budget() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_TRAINER_PARALLEL_PUSH_DISPATCHER_H_
