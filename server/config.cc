@@ -41,10 +41,16 @@ const std::vector<Flag>& Flags() {
        &ServerConfig::retry_backoff},
       {"watch-heartbeat", "DURATION", "between two messages of a quiet watch", nullptr,
        &ServerConfig::watch_heartbeat},
+      {"keep-history", "DURATION", "events and steps of jobs that ended longer ago go; inf: never",
+       nullptr, &ServerConfig::keep_history},
+      {"keep-requests", "DURATION", "request ids older than this are forgotten; inf: never",
+       nullptr, &ServerConfig::keep_requests},
       {"verify-checksums", "BOOL", "read checkpoints whole before they are published", nullptr,
        nullptr, &ServerConfig::verify_checksums},
       {"verify-resume", "BOOL", "read checkpoints whole before they are resumed from", nullptr,
        nullptr, &ServerConfig::verify_resume},
+      {"garbage-grace", "DURATION", "before the staging folder of an attempt that is over goes",
+       nullptr, &ServerConfig::garbage_grace},
   };
   return *flags;
 }
@@ -115,7 +121,10 @@ std::vector<std::string> ServerConfig::Validate() const {
                      " must be more than 0 and at most a third of --lease-ttl ",
                      absl::FormatDuration(lease_ttl)));
   }
+  if (keep_history < absl::Hours(1)) faults.push_back("--keep-history is less than an hour");
+  if (keep_requests < absl::Hours(1)) faults.push_back("--keep-requests is less than an hour");
   if (retry_backoff < absl::ZeroDuration()) faults.push_back("--retry-backoff is negative");
+  if (garbage_grace < absl::ZeroDuration()) faults.push_back("--garbage-grace is negative");
   if (watch_heartbeat <= absl::ZeroDuration())
     faults.push_back("--watch-heartbeat is not positive");
   return faults;

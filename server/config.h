@@ -39,6 +39,14 @@ struct ServerConfig {
   // Before a checkpoint is resumed from for the first time, a thread of its own reads every byte
   // and compares checksums; the job waits for it.
   bool verify_resume = true;
+  // An attempt must be over for this long before what it left in its staging folder is removed.
+  absl::Duration garbage_grace = absl::Minutes(10);
+
+  // Events and steps of a job that ended so long ago are removed, but for its last event; "inf":
+  // never. By the wall clock.
+  absl::Duration keep_history = absl::Hours(24 * 30);
+  // A repeated call is known by its request id for at least so long; "inf": for ever.
+  absl::Duration keep_requests = absl::Hours(24 * 7);
 
   // All faults; empty: good.
   std::vector<std::string> Validate() const;

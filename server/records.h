@@ -37,6 +37,14 @@ struct FailureRecord {
   friend bool operator==(const FailureRecord&, const FailureRecord&) = default;
 };
 
+// Which committed checkpoints of a job are kept (retention.h).
+struct RetentionRule {
+  int32_t keep_last = 0;   // the last ones committed; 0: all are kept, whatever else is said
+  int64_t keep_every = 0;  // also those of every so many steps; 0: none for that
+  int32_t keep_best = 0;   // also so many of the lowest validation loss
+  friend bool operator==(const RetentionRule&, const RetentionRule&) = default;
+};
+
 // What scheduling and retention read from a spec; copied out of it when the job is created.
 struct JobNeeds {
   int32_t num_ranks = 1;
@@ -44,11 +52,12 @@ struct JobNeeds {
   int32_t max_retries = 0;       // for infrastructure and hardware
   int32_t max_user_retries = 0;  // for the user's own faults
   int32_t no_progress_limit = 3;
-  int32_t keep_last = 0;   // committed checkpoints kept; 0: all
+  RetentionRule retention;
   bool resumable = false;  // checkpoints hold the optimizer's state
   int32_t priority = 0;
   absl::Duration max_run_time = absl::ZeroDuration();  // zero: no limit
   int64_t checkpoint_every = 0;                        // steps; 0: only at the end
+  std::string restore_from;  // folder of another job's checkpoint; empty: none
 };
 
 // How much of its budgets a job has used since the newest checkpoint that counted as progress.
@@ -87,6 +96,7 @@ struct JobRecord {
   absl::Duration backoff = absl::ZeroDuration();   // wait this long before the next attempt
   absl::optional<FailureRecord> failure;
   absl::optional<double> validation_loss;  // the newest
+  int64_t first_event = 1;                 // of those that are kept; more than 1: it was pruned
   absl::Time create_time;
   absl::Time update_time;
   absl::optional<absl::Time> start_time;
@@ -136,7 +146,13 @@ struct StepRecord {
   std::string raw;  // StepMetrics, serialized; opaque here
 };
 
-enum class CheckpointState { kCommitting = 1, kCommitted = 2, kDropped = 3, kDeleted = 4 };
+enum class CheckpointState {
+  kCommitting = 1,  // its files are being moved to their place
+  kCommitted = 2,
+  kDropped = 3,   // not published, or rejected since
+  kDeleted = 4,   // its files are gone
+  kDeleting = 5,  // nobody may use it any more; its files are being removed
+};
 
 struct CheckpointRecord {
   JobId job;
@@ -152,6 +168,7 @@ struct CheckpointRecord {
   bool final = false;
   absl::Time create_time;
   int64_t commit_seq = 0;  // order of commits within the job, from 1; 0: never committed
+  bool pinned = false;     // a user wants it kept
 };
 
 struct ConditionRecord {
@@ -206,6 +223,7 @@ struct NodeRecord {
   std::string state_folder;  // of the agent on its machine
   std::string agent_id;      // the folder and its machine over all boots; empty: not known
   int64_t boots = 0;         // of the machine, as counted in the folder
+  absl::Duration lease_ttl;  // the longest that the agent may believe in
 };
 
 // What an agent says happened.

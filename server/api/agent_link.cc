@@ -170,8 +170,8 @@ class AgentLinkImpl final
       context_.metrics.CheckpointRejected(GetErrorDetails(done.status()).reason);
       return done.status();
     }
-    context_.metrics.CheckpointCommitted(absl::ToDoubleSeconds(context_.clock.Monotonic() - start),
-                                         static_cast<double>(done->size_bytes));
+    context_.metrics.CheckpointCommitDone(
+        absl::ToDoubleSeconds(context_.clock.Monotonic() - start));
     *response.mutable_checkpoint() = ToProto(*done);
     return absl::OkStatus();
   }

@@ -266,6 +266,7 @@ v1::Checkpoint ToProto(const CheckpointRecord& checkpoint) {
   out.set_loss(checkpoint.loss);
   out.set_validation_loss(checkpoint.validation_loss);
   out.set_final(checkpoint.final);
+  out.set_pinned(checkpoint.pinned);
   *out.mutable_create_time() = ToProto(checkpoint.create_time);
   return out;
 }
@@ -321,7 +322,9 @@ JobNeeds NeedsOf(const v1::JobSpec& spec) {
   needs.num_ranks = spec.parallel().num_ranks();
   needs.cpu_only = spec.parallel().cpu_only();
   needs.max_retries = spec.retry().max_retries();
-  needs.keep_last = spec.checkpoint().keep_last();
+  needs.retention.keep_last = spec.checkpoint().keep_last();
+  needs.retention.keep_every = spec.checkpoint().keep_every_steps();
+  needs.retention.keep_best = spec.checkpoint().keep_best();
   needs.resumable = spec.checkpoint().save_optimizer();
   needs.max_user_retries = spec.retry().max_user_retries();
   if (spec.retry().no_progress_limit() > 0) {
@@ -330,6 +333,7 @@ JobNeeds NeedsOf(const v1::JobSpec& spec) {
   needs.priority = spec.schedule().priority();
   needs.max_run_time = FromProto(spec.schedule().max_run_time());
   needs.checkpoint_every = spec.checkpoint().every_steps();
+  needs.restore_from = spec.checkpoint().restore_from();
   return needs;
 }
 

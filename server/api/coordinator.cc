@@ -16,7 +16,10 @@
 #include "server/api/context.h"
 #include "server/api/convert.h"
 #include "server/api/listener.h"
+#include "server/artifacts/housekeeper.h"
 #include "server/metrics/exposition.h"
+#include "server/store/artifact_root.h"
+#include "server/store/history_pruner.h"
 
 namespace switchyard {
 namespace {
@@ -55,9 +58,12 @@ struct Coordinator::Impl {
         store(std::move(s)),
         leases(lease_config, clock),
         checksums([this] { loop.Wake(); }),
+        holds(clock),
         publisher(*store, config.artifact_root, config.verify_checksums,
-                  config.verify_resume ? &checksums : nullptr),
+                  config.verify_resume ? &checksums : nullptr, &holds),
+        housekeeper(*store, publisher, holds, clock, config.garbage_grace),
         logs(config.state_dir + "/logs"),
+        pruner(*store, clock, {c.keep_history, c.keep_requests}),
         pump(clock),
         loop(
             *store, leases, clock,
@@ -91,8 +97,11 @@ struct Coordinator::Impl {
   std::unique_ptr<Store> store;
   LeaseTable leases;
   ChecksumChecker checksums;  // wakes the loop: stopped by Stop
+  CheckpointHolds holds;
   Publisher publisher;
+  Housekeeper housekeeper;
   LogFiles logs;
+  HistoryPruner pruner;
   StreamPump pump;
   SchedulerLoop loop;
   std::unique_ptr<grpc::Service> job_service, admin_service, agent_link;
@@ -194,6 +203,15 @@ void Coordinator::Impl::OnCommit(const ChangeSet& changes) {
                                                             ? ""
                                                             : std::string(Name(change.failure)));
   }
+  for (const CheckpointChange& change : changes.checkpoints) {
+    if (change.to == CheckpointState::kCommitted) {
+      metrics->CheckpointStored(static_cast<double>(change.size_bytes));
+    } else if (change.to == CheckpointState::kDropped) {
+      metrics->CheckpointRejected("DAMAGED");
+    } else {
+      metrics->CheckpointDeleted(change.by_request ? "request" : "retention");
+    }
+  }
   if (changes.stale_reports > 0) metrics->StaleReports(static_cast<double>(changes.stale_reports));
 }
 
@@ -229,6 +247,9 @@ absl::StatusOr<LiveStats> Coordinator::Impl::CollectLive() {
     ASSIGN_OR_RETURN(const v1::StepMetrics metrics_of, StepMetricsOf(step));
     stats.live_jobs.push_back(StatsOf(job, metrics_of));
   }
+  ASSIGN_OR_RETURN(const CheckpointTotals checkpoints, store->TotalCheckpoints());
+  stats.checkpoints = static_cast<double>(checkpoints.count);
+  stats.checkpoint_bytes = static_cast<double>(checkpoints.bytes);
   stats.watchers = pump.Count(StreamKind::kWatch);
   return stats;
 }
@@ -237,7 +258,9 @@ void Coordinator::Impl::Stop() {
   if (std::exchange(stopped, true)) return;
   SetServing(false);
   loop.Stop();
+  housekeeper.Stop();
   checksums.Stop();
+  pruner.Stop();
   pump.Stop();
   if (!calls.AwaitNone(kCallGrace)) SY_LOG(WARNING) << "calls are cut off by the stop";
   const auto deadline = std::chrono::system_clock::now() + absl::ToChronoSeconds(kStreamGrace);
@@ -265,7 +288,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
   std::unique_ptr<Coordinator> coordinator(new Coordinator(std::move(impl)));
   Impl& self = *coordinator->impl_;
   self.store->Subscribe([&self](const ChangeSet& changes) { self.OnCommit(changes); });
-  RETURN_IF_ERROR(MakeFolders(config.artifact_root));
+  RETURN_IF_ERROR(ClaimArtifactRoot(*self.store, config.artifact_root));
   RETURN_IF_ERROR(self.Listen(config.listen, config.agent_listen));
   self.metrics->SetLiveSource([&self]() -> LiveStats {
     absl::StatusOr<LiveStats> stats = self.CollectLive();
@@ -278,9 +301,10 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const ServerConf
 
   before_recovery.Pass();
   RETURN_IF_ERROR(RestoreState(*self.store, self.leases, self.publisher));
-  self.loop.Start(self.store->held_after_restore()
-                      ? self.lease_config.ttl + self.lease_config.slack()
-                      : absl::ZeroDuration());
+  self.loop.Start(self.store->held_after_restore() ? self.leases.LongestLeft()
+                                                   : absl::ZeroDuration());
+  self.pruner.Start();
+  self.housekeeper.Start();
   before_serving.Pass();
   self.SetServing(true);
   SY_LOG(INFO) << "serving listen=" << self.listen << " agent_listen=" << self.agent_listen

@@ -174,6 +174,16 @@ SpecCheck CheckSpec(const v1::JobSpec& spec) {
   CheckParallel(spec.parallel(), faults);
   faults.AtLeast("checkpoint.every_steps", spec.checkpoint().every_steps(), 0);
   faults.AtLeast("checkpoint.keep_last", spec.checkpoint().keep_last(), 0);
+  faults.AtLeast("checkpoint.keep_every_steps", spec.checkpoint().keep_every_steps(), 0);
+  faults.AtLeast("checkpoint.keep_best", spec.checkpoint().keep_best(), 0);
+  if (spec.checkpoint().keep_last() == 0) {
+    if (spec.checkpoint().keep_every_steps() > 0) {
+      faults.Add("checkpoint.keep_every_steps", "without checkpoint.keep_last all are kept");
+    }
+    if (spec.checkpoint().keep_best() > 0) {
+      faults.Add("checkpoint.keep_best", "without checkpoint.keep_last all are kept");
+    }
+  }
   faults.AtLeast("checkpoint.max_shard_bytes", spec.checkpoint().max_shard_bytes(), 0);
   const std::string& restore = spec.checkpoint().restore_from();
   if (!restore.empty() && !absl::StartsWith(restore, "/")) {

@@ -6,12 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
@@ -22,6 +24,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "server/error.h"
+#include "server/store/artifact_root.h"
 
 namespace switchyard {
 namespace {
@@ -32,7 +35,13 @@ Failpoint before_rename("publish.before_rename", FailpointKind::kFallible);
 Failpoint after_rename("publish.after_rename", FailpointKind::kEvent);
 Failpoint before_end("publish.before_end", FailpointKind::kEvent);
 Failpoint after_end("publish.after_end", FailpointKind::kEvent);
-Failpoint before_retire("publish.before_remove_retired", FailpointKind::kEvent);
+Failpoint before_collect("collect.before_remove", FailpointKind::kFallible);
+Failpoint before_delete("delete.before_begin", FailpointKind::kFallible);
+Failpoint before_withdraw("delete.before_rename", FailpointKind::kFallible);
+Failpoint after_withdraw("delete.after_rename", FailpointKind::kEvent);
+Failpoint before_remove("delete.before_remove", FailpointKind::kFallible);
+Failpoint before_deleted("delete.before_end", FailpointKind::kEvent);
+Failpoint after_deleted("delete.after_end", FailpointKind::kEvent);
 
 constexpr char kManifest[] = "/switchyard/manifest.json";
 constexpr int kMaxResumeChoices = 100;
@@ -59,11 +68,36 @@ bool Exists(const std::string& path) {
 
 std::string Parent(const std::string& path) { return path.substr(0, path.rfind('/')); }
 
-// Best effort: what stays is removed at the next start.
-void RemoveFolder(const std::string& path) {
+// Follows no links.
+absl::Status RemoveFolder(const std::string& path) {
   std::error_code error;
   std::filesystem::remove_all(path, error);
-  if (error) SY_LOG(WARNING) << "remove failed path=" << path << " error=" << error.message();
+  if (!error) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("remove ", path, ": ", error.message()));
+}
+
+// For what a later call removes if this one cannot.
+void TryToRemove(const std::string& path) {
+  const absl::Status status = RemoveFolder(path);
+  if (!status.ok()) SY_LOG(WARNING) << "remove failed error=" << status.message();
+}
+
+// The names of the folders in `path`, ascending; none when it is not there.
+absl::StatusOr<std::vector<std::string>> ListFolders(const std::string& path) {
+  std::vector<std::string> names;
+  std::error_code error;
+  std::filesystem::directory_iterator it(path, error);
+  for (; !error && it != std::filesystem::directory_iterator(); it.increment(error)) {
+    std::error_code ignored;  // what vanishes meanwhile is no folder
+    if (it->symlink_status(ignored).type() == std::filesystem::file_type::directory) {
+      names.push_back(it->path().filename().string());
+    }
+  }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    return absl::UnavailableError(absl::StrCat("list ", path, ": ", error.message()));
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 }  // namespace
@@ -173,7 +207,7 @@ absl::Status Publisher::Publish(const CheckpointRecord& checkpoint) {
   if (Exists(checkpoint.staging_path) && Exists(checkpoint.path)) {
     // Left by a publication that was dropped, or by a deletion that did not finish: no row holds
     // it.
-    RemoveFolder(checkpoint.path);
+    TryToRemove(checkpoint.path);
   }
   RETURN_IF_ERROR(before_rename.Check());
   if (::renameat2(AT_FDCWD, checkpoint.staging_path.c_str(), AT_FDCWD, checkpoint.path.c_str(),
@@ -198,6 +232,7 @@ absl::StatusOr<CheckpointRecord> Publisher::Commit(const CommitRequest& request)
   // The fence first: what a stale attempt asks for is not even looked at.
   RETURN_IF_ERROR(
       store_.CheckFence(request.node, request.incarnation, {checkpoint.job, checkpoint.attempt}));
+  RETURN_IF_ERROR(CheckArtifactRoot(store_, root_));
   const std::string folder = JobFolder(root_, checkpoint.job);
   const std::string expected =
       absl::StrCat(folder, "/staging/", checkpoint.attempt, "/step-", checkpoint.step);
@@ -216,7 +251,7 @@ absl::StatusOr<CheckpointRecord> Publisher::Commit(const CommitRequest& request)
   ASSIGN_OR_RETURN(CheckpointRecord row,
                    store_.BeginCheckpoint(request.node, request.incarnation, checkpoint));
   if (row.state == CheckpointState::kCommitted) {
-    if (staged) RemoveFolder(checkpoint.staging_path);
+    if (staged) TryToRemove(checkpoint.staging_path);
     return row;
   }
   after_begin.Pass();
@@ -225,23 +260,123 @@ absl::StatusOr<CheckpointRecord> Publisher::Commit(const CommitRequest& request)
   ASSIGN_OR_RETURN(row, store_.EndCheckpoint(row, published));
   after_end.Pass();
   RETURN_IF_ERROR(published);
-  RemoveRetired(row.job);
+  // The checkpoint stands whether or not older ones can go now.
+  const absl::Status retired = Retire(row.job);
+  if (!retired.ok()) {
+    SY_LOG(WARNING) << "retention failed job=" << row.job << " error=" << retired.message();
+  }
   return row;
 }
 
-void Publisher::RemoveRetired(const JobId& job) {
-  const absl::StatusOr<std::vector<CheckpointRecord>> retired = store_.RetireCheckpoints(job);
-  if (!retired.ok()) {
-    SY_LOG(WARNING) << "retention failed job=" << job << " error=" << retired.status().message();
-    return;
+IsHeld Publisher::HeldBy() const {
+  if (holds_ == nullptr) return nullptr;
+  return [holds = holds_](const CheckpointRecord& c) { return holds->IsHeld(c.path); };
+}
+
+absl::Status Publisher::Retire(const JobId& job) {
+  RETURN_IF_ERROR(before_delete.Check());
+  return store_.RetireCheckpoints(job, HeldBy()).status();
+}
+
+absl::Status Publisher::Delete(const JobId& job, int64_t step, const DeletionRequest& request) {
+  return store_.BeginDeletion(job, step, request, HeldBy()).status();
+}
+
+absl::Status Publisher::RemoveFiles(const CheckpointRecord& checkpoint) {
+  const std::string parent = Parent(checkpoint.path);
+  // A file system that is not mounted looks like files that are gone.
+  if (!Exists(parent)) {
+    return absl::UnavailableError(
+        absl::StrCat("remove ", checkpoint.path, ": folder ", parent, " is not there"));
   }
-  for (const CheckpointRecord& c : *retired) {
-    before_retire.Pass();
-    RemoveFolder(c.path);
+  // First out of sight, in one step: nobody should find half a checkpoint where whole ones are.
+  const std::string bin = absl::StrCat(Parent(parent), "/deleting");
+  const std::string withdrawn = absl::StrCat(bin, "/", checkpoint.path.substr(parent.size() + 1));
+  if (Exists(checkpoint.path)) {
+    RETURN_IF_ERROR(MakeFolders(bin));
+    RETURN_IF_ERROR(RemoveFolder(withdrawn));
+    RETURN_IF_ERROR(before_withdraw.Check());
+    if (::rename(checkpoint.path.c_str(), withdrawn.c_str()) != 0) {
+      return ErrnoStatus(absl::StrCat("rename ", checkpoint.path, " to"), withdrawn, errno);
+    }
+    after_withdraw.Pass();
+    RETURN_IF_ERROR(SyncFolder(parent));
   }
+  RETURN_IF_ERROR(before_remove.Check());
+  RETURN_IF_ERROR(RemoveFolder(withdrawn));
+  ::rmdir(bin.c_str());  // when it was the last
+  return absl::OkStatus();
+}
+
+absl::Status Publisher::RemoveDeleted() {
+  ASSIGN_OR_RETURN(const std::vector<CheckpointRecord> deleting,
+                   store_.CheckpointsIn(CheckpointState::kDeleting));
+  absl::Status first;
+  for (const CheckpointRecord& c : deleting) {
+    // A download may have begun before its row was DELETING; it ends first.
+    if (holds_ != nullptr && holds_->IsHeld(c.path)) continue;
+    const Claim claim(*this, {c.job, c.step});
+    // Since the list was made the step may have been committed anew, at the same place.
+    ASSIGN_OR_RETURN(const bool still, store_.IsStill(c));
+    if (!still) continue;
+    const absl::Status removed = RemoveFiles(c);
+    if (!removed.ok()) {
+      first.Update(removed);
+      continue;
+    }
+    before_deleted.Pass();
+    RETURN_IF_ERROR(store_.EndDeletion(c));
+    after_deleted.Pass();
+    SY_LOG(INFO) << "checkpoint removed job=" << c.job << " step=" << c.step
+                 << " bytes=" << c.size_bytes;
+  }
+  return first;
+}
+
+absl::StatusOr<std::vector<AttemptId>> Publisher::ListStaged() {
+  std::vector<AttemptId> found;
+  ASSIGN_OR_RETURN(const std::vector<std::string> projects, ListFolders(root_));
+  for (const std::string& project : projects) {
+    const std::string project_folder = absl::StrCat(root_, "/", project);
+    ASSIGN_OR_RETURN(const std::vector<std::string> jobs, ListFolders(project_folder));
+    for (const std::string& job : jobs) {
+      const std::string staging = absl::StrCat(project_folder, "/", job, "/staging");
+      ASSIGN_OR_RETURN(const std::vector<std::string> attempts, ListFolders(staging));
+      for (const std::string& attempt : attempts) {
+        AttemptId id{JobId(absl::StrCat("projects/", project, "/jobs/", job)), 0};
+        if (absl::SimpleAtoi(attempt, &id.number)) found.push_back(id);
+      }
+    }
+  }
+  return found;
+}
+
+absl::Status Publisher::RemoveStaged(const AttemptId& attempt) {
+  // Attempts that the database does not know may run: it was restored from a backup.
+  ASSIGN_OR_RETURN(const AttemptRecord record, store_.GetAttempt(attempt));
+  if (!IsFinal(record.state)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "attempt ", attempt.number, " of job ", attempt.job.value(), " is ", Name(record.state)));
+  }
+  const std::string staging = JobFolder(root_, attempt.job) + "/staging";
+  const std::string folder = absl::StrCat(staging, "/", attempt.number);
+  ASSIGN_OR_RETURN(const auto committing, store_.CheckpointsIn(CheckpointState::kCommitting));
+  for (const CheckpointRecord& c : committing) {
+    if (absl::StartsWith(c.staging_path, folder + "/")) {
+      return absl::UnavailableError(
+          absl::StrCat("the checkpoint of step ", c.step, " is being published from ", folder));
+    }
+  }
+  if (!Exists(folder)) return absl::OkStatus();
+  RETURN_IF_ERROR(before_collect.Check());
+  RETURN_IF_ERROR(RemoveFolder(folder));
+  ::rmdir(staging.c_str());  // when it was the last
+  SY_LOG(INFO) << "staging removed folder=" << folder;
+  return absl::OkStatus();
 }
 
 absl::Status Publisher::Recover() {
+  RETURN_IF_ERROR(CheckArtifactRoot(store_, root_));
   ASSIGN_OR_RETURN(const auto committing, store_.CheckpointsIn(CheckpointState::kCommitting));
   for (CheckpointRecord checkpoint : committing) {
     const bool renamed = !Exists(checkpoint.staging_path);
@@ -255,10 +390,6 @@ absl::Status Publisher::Recover() {
     SY_LOG(INFO) << "checkpoint recovered job=" << checkpoint.job << " step=" << checkpoint.step
                  << " result=" << (status.ok() ? "COMMITTED" : status.message());
     RETURN_IF_ERROR(store_.EndCheckpoint(checkpoint, status).status());
-  }
-  ASSIGN_OR_RETURN(const auto deleted, store_.CheckpointsIn(CheckpointState::kDeleted));
-  for (const CheckpointRecord& c : deleted) {
-    if (Exists(c.path)) RemoveFolder(c.path);
   }
   return absl::OkStatus();
 }

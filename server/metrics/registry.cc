@@ -16,6 +16,8 @@ using prometheus::MetricType;
 
 const prometheus::Histogram::BucketBoundaries kFast = {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
                                                        0.05,   0.1,   0.25,   0.5,   1,    5};
+const prometheus::Histogram::BucketBoundaries kCommit = {0.005, 0.025, 0.1, 0.5, 1,  2.5,
+                                                         5,     10,    30,  60,  300};
 const prometheus::Histogram::BucketBoundaries kSlow = {0.1, 0.5, 1,   5,    10,   30,
                                                        60,  300, 900, 3600, 14400};
 
@@ -107,6 +109,12 @@ class Metrics::LiveCollector final : public prometheus::Collectable {
     GaugeFamily watchers("switchyard_event_watchers", "Open watch and log streams.");
     watchers.Add({}, stats.watchers);
     out.push_back(watchers.Take());
+    GaugeFamily checkpoints("switchyard_checkpoints", "Committed checkpoints of all jobs.");
+    checkpoints.Add({}, stats.checkpoints);
+    out.push_back(checkpoints.Take());
+    GaugeFamily stored("switchyard_checkpoint_stored_bytes", "Bytes of committed checkpoints.");
+    stored.Add({}, stats.checkpoint_bytes);
+    out.push_back(stored.Take());
 
     for (const JobGauge& gauge : kJobGauges) {
       GaugeFamily family(gauge.name, gauge.help);
@@ -156,9 +164,13 @@ struct Metrics::Families {
       Counters("switchyard_stale_attempt_rejected_total", "Reports about closed attempts.").Add({});
   prometheus::Histogram& checkpoint_seconds =
       Histograms("switchyard_checkpoint_commit_seconds", "Verification and publication.")
-          .Add({}, kFast);
+          .Add({}, kCommit);
   prometheus::Counter& checkpoint_bytes =
       Counters("switchyard_checkpoint_bytes_total", "Bytes of published checkpoints.").Add({});
+  prometheus::Counter& checkpoint_downloaded =
+      Counters("switchyard_checkpoint_download_bytes_total", "Bytes sent to clients.").Add({});
+  prometheus::Family<prometheus::Counter>& checkpoint_deleted =
+      Counters("switchyard_checkpoints_deleted_total", "Checkpoints given up, by cause.");
   prometheus::Family<prometheus::Counter>& checkpoint_rejected =
       Counters("switchyard_checkpoint_rejected_total", "Checkpoints refused, by cause.");
 };
@@ -179,6 +191,12 @@ Metrics::Metrics(bool sqlite_affected)
       .Set(sqlite_affected ? 1 : 0);
   for (const char* outcome : {"SUCCEEDED", "FAILED", "CANCELLED"}) {
     families_->finished.Add({{"outcome", outcome}, {"reason", ""}});
+  }
+  for (const char* cause : {"CHECKPOINT_REJECTED", "DAMAGED", "STALE_ATTEMPT"}) {
+    families_->checkpoint_rejected.Add({{"cause", cause}});
+  }
+  for (const char* cause : {"retention", "request"}) {
+    families_->checkpoint_deleted.Add({{"cause", cause}});
   }
   collectables_ = {families_->registry, live_};
 }
@@ -203,9 +221,15 @@ void Metrics::AttemptEnded(const std::string& state, const std::string& reason) 
 }
 void Metrics::LeaseExpired() { families_->lease_expired.Increment(); }
 void Metrics::StaleReports(double count) { families_->stale.Increment(count); }
-void Metrics::CheckpointCommitted(double seconds, double bytes) {
+void Metrics::CheckpointCommitDone(double seconds) {
   families_->checkpoint_seconds.Observe(seconds);
-  families_->checkpoint_bytes.Increment(bytes);
+}
+void Metrics::CheckpointStored(double bytes) { families_->checkpoint_bytes.Increment(bytes); }
+void Metrics::CheckpointDownloaded(double bytes) {
+  families_->checkpoint_downloaded.Increment(bytes);
+}
+void Metrics::CheckpointDeleted(const std::string& cause) {
+  families_->checkpoint_deleted.Add({{"cause", cause}}).Increment();
 }
 void Metrics::CheckpointRejected(const std::string& cause) {
   families_->checkpoint_rejected.Add({{"cause", cause}}).Increment();

@@ -34,6 +34,7 @@ struct LiveStats {
   std::map<std::string, absl::Time> heartbeats;                // by node
   std::vector<JobStats> live_jobs;                             // at most a few hundred
   int watchers = 0;
+  double checkpoints = 0, checkpoint_bytes = 0;  // committed
 };
 
 // Thread-safe.
@@ -52,7 +53,10 @@ class Metrics {
   void AttemptEnded(const std::string& state, const std::string& reason);
   void LeaseExpired();
   void StaleReports(double count);
-  void CheckpointCommitted(double seconds, double bytes);
+  void CheckpointCommitDone(double seconds);
+  void CheckpointStored(double bytes);
+  void CheckpointDownloaded(double bytes);
+  void CheckpointDeleted(const std::string& cause);
   void CheckpointRejected(const std::string& cause);
 
   // What is asked at every scrape, on the scraping thread. Before traffic.

@@ -67,11 +67,14 @@ absl::optional<std::string> Assess(ConditionType type, const GangHealth& gang,
 
 HealthTracker::HealthTracker(Store& store, const HealthConfig& config) : config_(config) {
   store.Subscribe([inbox = inbox_](const ChangeSet& changes) {
-    if (changes.steps.empty() && changes.committed_steps.empty()) return;
+    if (changes.steps.empty() && changes.checkpoints.empty()) return;
     absl::MutexLock lock(&inbox->mu);
     inbox->steps.insert(inbox->steps.end(), changes.steps.begin(), changes.steps.end());
-    inbox->checkpoints.insert(inbox->checkpoints.end(), changes.committed_steps.begin(),
-                              changes.committed_steps.end());
+    for (const CheckpointChange& change : changes.checkpoints) {
+      if (change.to == CheckpointState::kCommitted) {
+        inbox->checkpoints.emplace_back(change.job, change.step);
+      }
+    }
   });
 }
 

@@ -49,16 +49,17 @@ absl::Status InsertJob(Transaction& tx, const JobRecord& job) {
           "num_ranks, cpu_only, max_retries, keep_last, resumable, version, state, "
           "pending, message, stop_target, stop_grace_ms, current_attempt, retries_used, "
           "backoff_ms, create_time, update_time, priority, max_run_time_ms, max_user_retries, "
-          "no_progress_limit, checkpoint_every) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
-          "?, "
-          "?, 0, 0, 0, 0, 0, ?, ?, ?, ?, ?, ?, ?)"));
+          "no_progress_limit, checkpoint_every, keep_every, keep_best, restore_from) VALUES (?, ?, "
+          "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+          "?)"));
   query
       .Bind(job.id.value(), job.uid, job.project, job.display_name, ToRow(job.labels), "",
             job.recipe, job.needs.num_ranks, job.needs.cpu_only, job.needs.max_retries,
-            job.needs.keep_last, job.needs.resumable, job.version, job.state, job.pending,
+            job.needs.retention.keep_last, job.needs.resumable, job.version, job.state, job.pending,
             job.message, ToRow(tx.now), ToRow(tx.now), job.needs.priority,
             absl::ToInt64Milliseconds(job.needs.max_run_time), job.needs.max_user_retries,
-            job.needs.no_progress_limit, job.needs.checkpoint_every)
+            job.needs.no_progress_limit, job.needs.checkpoint_every, job.needs.retention.keep_every,
+            job.needs.retention.keep_best, job.needs.restore_from)
       .Blob(6, job.spec);
   return query.Run().status();
 }

@@ -250,6 +250,47 @@ CREATE TABLE quarantines (
 ALTER TABLE jobs ADD COLUMN free_failures INTEGER NOT NULL DEFAULT 0 CHECK (free_failures >= 0);
 ALTER TABLE jobs ADD COLUMN fell_back INTEGER NOT NULL DEFAULT 0 CHECK (fell_back IN (0, 1));
 )sql",
+    // Retention by more than the last; a deletion is a state of its own while files go, which only
+    // a new table can allow. Folders that deletions of before left are removed once more.
+    R"sql(
+ALTER TABLE jobs ADD COLUMN keep_every INTEGER NOT NULL DEFAULT 0 CHECK (keep_every >= 0);
+ALTER TABLE jobs ADD COLUMN keep_best INTEGER NOT NULL DEFAULT 0 CHECK (keep_best >= 0);
+ALTER TABLE jobs ADD COLUMN restore_from TEXT NOT NULL DEFAULT '';
+CREATE INDEX jobs_by_restore_from ON jobs (restore_from) WHERE restore_from <> '';
+
+CREATE TABLE new_checkpoints (
+  job TEXT NOT NULL REFERENCES jobs (name),
+  step INTEGER NOT NULL CHECK (step >= 0),
+  attempt INTEGER NOT NULL,
+  state INTEGER NOT NULL CHECK (state BETWEEN 1 AND 5),
+  path TEXT NOT NULL,
+  staging_path TEXT NOT NULL,
+  manifest_crc32c INTEGER NOT NULL,
+  size_bytes INTEGER NOT NULL,
+  loss REAL,
+  validation_loss REAL,
+  final INTEGER NOT NULL CHECK (final IN (0, 1)),
+  create_time INTEGER NOT NULL,
+  commit_seq INTEGER NOT NULL DEFAULT 0 CHECK (commit_seq >= 0),
+  pinned INTEGER NOT NULL DEFAULT 0 CHECK (pinned IN (0, 1)),
+  PRIMARY KEY (job, step)
+) STRICT;
+INSERT INTO new_checkpoints SELECT job, step, attempt, state, path, staging_path, manifest_crc32c,
+  size_bytes, loss, validation_loss, final, create_time, commit_seq, 0 FROM checkpoints;
+UPDATE new_checkpoints SET state = 5 WHERE state = 4;
+DROP TABLE checkpoints;
+ALTER TABLE new_checkpoints RENAME TO checkpoints;
+CREATE INDEX checkpoints_by_state ON checkpoints (state, size_bytes);
+)sql",
+    // How long a lease an agent may believe in: that of the flag's default for nodes of before. The
+    // first event that is kept of a job.
+    R"sql(
+ALTER TABLE nodes ADD COLUMN lease_ttl_ms INTEGER NOT NULL DEFAULT 120000
+  CHECK (lease_ttl_ms >= 0);
+ALTER TABLE jobs ADD COLUMN first_event INTEGER NOT NULL DEFAULT 1 CHECK (first_event > 0);
+CREATE INDEX jobs_to_prune ON jobs (end_time) WHERE end_time IS NOT NULL AND first_event = 1;
+CREATE INDEX idempotency_by_time ON idempotency (create_time);
+)sql",
 };
 
 }  // namespace

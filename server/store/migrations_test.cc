@@ -74,7 +74,7 @@ TEST_P(MigrationsTest, NothingIsLost) {
     EXPECT_EQ(job.spec, std::string("spec\0with zero", 14)) << name;
     EXPECT_EQ(job.labels, (std::map<std::string, std::string>{{"team", "it's"}})) << name;
     EXPECT_EQ(job.needs.no_progress_limit, 3) << name;
-    EXPECT_EQ(job.needs.keep_last, 2) << name;
+    EXPECT_EQ(job.needs.retention.keep_last, 2) << name;
     // Events count from 1 without a gap, and the last state among them is the job's.
     const auto history = store->ReadHistory(job.id, HistoryPosition{}, 1000, 1000);
     ASSERT_THAT(history, IsOk());
@@ -174,7 +174,7 @@ TEST_P(MigrationsTest, WhatRanGoesOnToItsEnd) {
   EXPECT_EQ(Job(*store, "queued").state, JobState::kCancelled);
 }
 
-INSTANTIATE_TEST_SUITE_P(Schemas, MigrationsTest, testing::Range(1, 5));
+INSTANTIATE_TEST_SUITE_P(Schemas, MigrationsTest, testing::Values(1, 2, 3, 4, 6));
 
 }  // namespace
 }  // namespace switchyard

@@ -105,7 +105,8 @@ const char kJobColumns[] =
     "stop_grace_ms, current_attempt, retries_used, backoff_ms, failure, validation_loss, "
     "create_time, update_time, start_time, end_time, priority, max_run_time_ms, max_user_retries, "
     "no_progress_limit, checkpoint_every, stop_reason, user_retries_used, no_progress, "
-    "progress_step, fingerprint, avoided, run_time_ms, free_failures, fell_back";
+    "progress_step, fingerprint, avoided, run_time_ms, free_failures, fell_back, keep_every, "
+    "keep_best, restore_from, first_event";
 
 JobRecord ReadJob(const Query& row) {
   JobRecord job;
@@ -124,7 +125,7 @@ JobRecord ReadJob(const Query& row) {
   job.needs.num_ranks = static_cast<int32_t>(row.IntAt(c++));
   job.needs.cpu_only = row.IntAt(c++) != 0;
   job.needs.max_retries = static_cast<int32_t>(row.IntAt(c++));
-  job.needs.keep_last = static_cast<int32_t>(row.IntAt(c++));
+  job.needs.retention.keep_last = static_cast<int32_t>(row.IntAt(c++));
   job.needs.resumable = row.IntAt(c++) != 0;
   job.version = row.IntAt(c++);
   job.state = static_cast<JobState>(row.IntAt(c++));
@@ -159,6 +160,10 @@ JobRecord ReadJob(const Query& row) {
   job.run_time = absl::Milliseconds(row.IntAt(c++));
   job.retry.free_failures = static_cast<int32_t>(row.IntAt(c++));
   job.retry.fell_back = row.IntAt(c++) != 0;
+  job.needs.retention.keep_every = row.IntAt(c++);
+  job.needs.retention.keep_best = static_cast<int32_t>(row.IntAt(c++));
+  job.needs.restore_from = row.TextAt(c++);
+  job.first_event = row.IntAt(c++);
   return job;
 }
 
@@ -226,7 +231,7 @@ PlacementRecord ReadPlacement(const Query& row) {
 
 const char kCheckpointColumns[] =
     "job, step, attempt, state, path, staging_path, manifest_crc32c, size_bytes, loss, "
-    "validation_loss, final, create_time, commit_seq";
+    "validation_loss, final, create_time, commit_seq, pinned";
 
 CheckpointRecord ReadCheckpoint(const Query& row) {
   CheckpointRecord c;
@@ -243,6 +248,7 @@ CheckpointRecord ReadCheckpoint(const Query& row) {
   c.final = row.IntAt(10) != 0;
   c.create_time = TimeFromRow(row.IntAt(11));
   c.commit_seq = row.IntAt(12);
+  c.pinned = row.IntAt(13) != 0;
   return c;
 }
 

@@ -14,6 +14,7 @@
 #include "server/error.h"
 #include "server/store/database.h"
 #include "server/store/migrations.h"
+#include "server/store/replacement.h"
 #include "server/store/rows.h"
 #include "server/store/state_folder.h"
 #include "server/store/transaction.h"
@@ -42,8 +43,7 @@ void ChangeSet::Merge(ChangeSet&& other) {
   scheduling_jobs.merge(other.scheduling_jobs);
   scheduling_nodes.merge(other.scheduling_nodes);
   steps.insert(steps.end(), other.steps.begin(), other.steps.end());
-  committed_steps.insert(committed_steps.end(), other.committed_steps.begin(),
-                         other.committed_steps.end());
+  checkpoints.insert(checkpoints.end(), other.checkpoints.begin(), other.checkpoints.end());
   job_changes.insert(job_changes.end(), std::make_move_iterator(other.job_changes.begin()),
                      std::make_move_iterator(other.job_changes.end()));
   attempt_changes.insert(attempt_changes.end(),
@@ -65,6 +65,8 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, Clock& 
   RETURN_IF_ERROR(MakeFolders(store->options_.folder));
   RETURN_IF_ERROR(CheckLocalFileSystem(store->options_.folder));
   ASSIGN_OR_RETURN(store->lock_, LockStateFolder(store->options_.folder));
+  RETURN_IF_ERROR(FinishReplacement(store->options_.folder));
+  RETURN_IF_ERROR(CheckNoneIsMissing(store->options_.folder));
   std::unique_ptr<Database> db;
   const auto open = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(db, Database::Open(path, OpenMode::kReadWrite));
@@ -94,6 +96,9 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, Clock& 
   ASSIGN_OR_RETURN(store->held_after_restore_,
                    db->QueryInt("SELECT EXISTS (SELECT 1 FROM meta WHERE key = "
                                 "'hold_after_restore')"));
+  ASSIGN_OR_RETURN(store->artifact_root_id_,
+                   db->QueryText("SELECT coalesce((SELECT value FROM meta WHERE key = "
+                                 "'artifact_root_id'), '')"));
   RETURN_IF_ERROR(SyncFolder(store->options_.folder));
   {
     absl::MutexLock lock(&store->readers_mu_);
@@ -110,6 +115,16 @@ absl::Status Store::EndRestoreHold() {
   return Write([](Transaction& tx) {
     return tx.db.Execute("DELETE FROM meta WHERE key = 'hold_after_restore'");
   });
+}
+
+absl::Status Store::SetArtifactRootId(const std::string& id) {
+  RETURN_IF_ERROR(Write([&](Transaction& tx) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query,
+                     tx.db.Prepare("INSERT OR REPLACE INTO meta VALUES ('artifact_root_id', ?)"));
+    return query.Bind(id).Run().status();
+  }));
+  artifact_root_id_ = id;
+  return absl::OkStatus();
 }
 
 void Store::Subscribe(std::function<void(const ChangeSet&)> listener) {
@@ -299,6 +314,15 @@ absl::StatusOr<std::vector<AttemptRecord>> Store::ListAttempts(const JobId& id) 
   return attempts;
 }
 
+absl::StatusOr<AttemptRecord> Store::GetAttempt(const AttemptId& id) {
+  absl::StatusOr<AttemptRecord> attempt;
+  RETURN_IF_ERROR(Read([&](Database& db) {
+    attempt = LoadAttempt(db, id);
+    return attempt.status();
+  }));
+  return attempt;
+}
+
 absl::StatusOr<std::vector<EventRecord>> Store::ReadEvents(const JobId& id, int64_t after_job_seq,
                                                            int limit) {
   std::vector<EventRecord> events;
@@ -387,40 +411,6 @@ absl::Status Store::CheckFence(const NodeId& node, const Incarnation& incarnatio
     RETURN_IF_ERROR(CheckIncarnation(db, node, incarnation));
     return LoadOpenPlacement(db, node, attempt).status();
   });
-}
-
-absl::StatusOr<std::vector<CheckpointRecord>> Store::ListCheckpoints(const JobId& id,
-                                                                     int64_t before_step,
-                                                                     int limit) {
-  std::vector<CheckpointRecord> out;
-  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
-    ASSIGN_OR_RETURN(Query query,
-                     db.Prepare(absl::StrCat("SELECT ", kCheckpointColumns,
-                                             " FROM checkpoints WHERE job = ? AND state = ? AND "
-                                             "(? = 0 OR step < ?) ORDER BY step DESC LIMIT ?")));
-    query.Bind(id.value(), CheckpointState::kCommitted, before_step, before_step, limit);
-    while (true) {
-      ASSIGN_OR_RETURN(const bool row, query.Step());
-      if (!row) return absl::OkStatus();
-      out.push_back(ReadCheckpoint(query));
-    }
-  }));
-  return out;
-}
-
-absl::StatusOr<std::vector<CheckpointRecord>> Store::CheckpointsIn(CheckpointState state) {
-  std::vector<CheckpointRecord> out;
-  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
-    ASSIGN_OR_RETURN(Query query, db.Prepare(absl::StrCat("SELECT ", kCheckpointColumns,
-                                                          " FROM checkpoints WHERE state = ?")));
-    query.Bind(state);
-    while (true) {
-      ASSIGN_OR_RETURN(const bool row, query.Step());
-      if (!row) return absl::OkStatus();
-      out.push_back(ReadCheckpoint(query));
-    }
-  }));
-  return out;
 }
 
 }  // namespace switchyard

@@ -67,6 +67,14 @@ struct NodeSignal {
   NodeId node;
   NodeSignalKind kind = NodeSignalKind::kRegistered;
 };
+// A checkpoint was committed, rejected after that (kDropped), or given up for deletion.
+struct CheckpointChange {
+  JobId job;
+  int64_t step = 0;
+  CheckpointState to = CheckpointState::kCommitted;
+  int64_t size_bytes = 0;
+  bool by_request = false;  // of a deletion: a user's, not retention's
+};
 struct ChangeSet {
   std::set<JobId> jobs;               // records, events, steps or logs
   std::set<NodeId> nodes;             // orders
@@ -74,7 +82,7 @@ struct ChangeSet {
   std::set<JobId> scheduling_jobs;    // of `jobs`, those whose row or devices changed
   std::set<NodeId> scheduling_nodes;  // whose own row changed
   std::vector<StepChange> steps;
-  std::vector<std::pair<JobId, int64_t>> committed_steps;  // checkpoints
+  std::vector<CheckpointChange> checkpoints;
   std::vector<JobChange> job_changes;
   std::vector<AttemptChange> attempt_changes;
   std::vector<NodeSignal> node_signals;
@@ -136,6 +144,19 @@ struct Reservation {
   AttemptId attempt;
 };
 
+// What may be deleted at a user's wish.
+struct DeletionRequest {
+  std::string actor;
+  bool final = false;  // also the final one, which is the job's result
+};
+// Whether files of the checkpoint are being read, so that it must stay. On the writer's thread.
+using IsHeld = std::function<bool(const CheckpointRecord&)>;
+
+struct CheckpointTotals {
+  int64_t count = 0;
+  int64_t bytes = 0;
+};
+
 struct RegisterResult {
   int64_t acknowledged_report = 0;
   std::vector<AttemptId> stale;
@@ -164,6 +185,10 @@ class Store {
   bool held_after_restore() const { return held_after_restore_ != 0; }
   absl::Status EndRestoreHold();
 
+  // The id of the artifact root (artifact_root.h); empty: it has none yet. Set at start only.
+  const std::string& artifact_root_id() const { return artifact_root_id_; }
+  absl::Status SetArtifactRootId(const std::string& id);
+
   // Who is told of commits, on the writer's thread, in the order of the calls. Lives as long as the
   // store.
   void Subscribe(std::function<void(const ChangeSet&)> listener);
@@ -181,6 +206,7 @@ class Store {
   absl::StatusOr<std::vector<ConditionRecord>> ListConditions(const JobId& id);
   absl::StatusOr<std::vector<JobRecord>> ListJobs(const JobFilter& filter);
   absl::StatusOr<std::vector<AttemptRecord>> ListAttempts(const JobId& id);
+  absl::StatusOr<AttemptRecord> GetAttempt(const AttemptId& id);  // without nodes; Errors: NotFound
   absl::StatusOr<std::vector<EventRecord>> ReadEvents(const JobId& id, int64_t after_job_seq,
                                                       int limit);
   // Events and steps after a position, at most so many of each (0: none), as of one moment: a step
@@ -192,6 +218,12 @@ class Store {
   absl::StatusOr<StepRecord> LatestStep(const JobId& id);
 
   absl::StatusOr<std::map<JobState, int64_t>> CountJobs();
+
+  // Removes events and steps, all but the last event, of one job that ended before; a part of them
+  // when they are many. False: there was none.
+  absl::StatusOr<bool> PruneHistory(absl::Time ended_before);
+  // Forgets some calls of before that were about jobs which have ended. False: there were none.
+  absl::StatusOr<bool> PruneRequests(absl::Time made_before);
 
   // --- scheduling -------------------------------------------------------------------------------
   absl::StatusOr<std::vector<JobRecord>> JobsIn(std::vector<JobState> states);  // oldest first
@@ -227,7 +259,11 @@ class Store {
                                              const std::string& message);
   // Newest first; those before `before_seq` (0: all).
   absl::StatusOr<std::vector<AuditRecord>> ListAudit(int64_t before_seq, int limit);
-  // Stores the node. With a new incarnation, parts that ran under the old one and are not in `live`
+  // The agent has taken up its registration: it believes in no lease longer than this any more.
+  // Nothing, unless the node has this incarnation and a longer one.
+  absl::Status SettleLease(const NodeId& node, const Incarnation& incarnation, absl::Duration ttl);
+  // Stores the node; of one that is not lost and has not booted since, the longer lease stays. With
+  // a new incarnation, parts that ran under the old one and are not in `live`
   // are lost; parts not yet started are prepared again.
   absl::StatusOr<RegisterResult> RegisterNode(const NodeRecord& node,
                                               const std::vector<AttemptId>& live);
@@ -261,10 +297,31 @@ class Store {
   // A committed checkpoint whose files no longer verify: dropped with its event, so that it is not
   // resumed from and the step can be committed again.
   absl::Status RejectCheckpoint(const CheckpointRecord& checkpoint, const std::string& why);
-  // Marks what job.checkpoint.keep_last does not keep as DELETED and answers it; the caller removes
-  // the folders. Kept are the last ones committed, whatever their steps, and the one that the open
-  // attempt resumed from.
-  absl::StatusOr<std::vector<CheckpointRecord>> RetireCheckpoints(const JobId& id);
+  // Moves what the job's retention rule does not keep (retention.h) to DELETING, each with an
+  // event, and answers it. Spared for now are those in use: the open attempt resumed from it, a
+  // live job restores from it, `is_held`.
+  absl::StatusOr<std::vector<CheckpointRecord>> RetireCheckpoints(const JobId& id,
+                                                                  const IsHeld& is_held = nullptr);
+  // A committed one -> DELETING, with its event and audit row; one that is DELETING or DELETED is
+  // answered as it is. Errors: NotFound CHECKPOINT_NOT_FOUND; FailedPrecondition CHECKPOINT_PINNED,
+  // CHECKPOINT_FINAL or CHECKPOINT_IN_USE.
+  absl::StatusOr<CheckpointRecord> BeginDeletion(const JobId& id, int64_t step,
+                                                 const DeletionRequest& request,
+                                                 const IsHeld& is_held = nullptr);
+  // DELETING -> DELETED: the files are gone. Nothing, when the step has been taken anew since.
+  absl::Status EndDeletion(const CheckpointRecord& checkpoint);
+  // Whether the row is still as it was when `checkpoint` was read.
+  absl::StatusOr<bool> IsStill(const CheckpointRecord& checkpoint);
+  // With its event and audit row; nothing when it is so already. Errors: NotFound
+  // CHECKPOINT_NOT_FOUND.
+  absl::StatusOr<CheckpointRecord> SetPinned(const JobId& id, int64_t step, bool pinned,
+                                             const std::string& actor);
+  // A committed one. Errors: NotFound CHECKPOINT_NOT_FOUND.
+  absl::StatusOr<CheckpointRecord> GetCheckpoint(const JobId& id, int64_t step);
+  // Jobs with more committed checkpoints than the last ones that their rule keeps.
+  absl::StatusOr<std::vector<JobId>> JobsToRetireFrom();
+  // Of all committed checkpoints.
+  absl::StatusOr<CheckpointTotals> TotalCheckpoints();
   // Newest step first; steps below `before_step` (0: all).
   absl::StatusOr<std::vector<CheckpointRecord>> ListCheckpoints(const JobId& id,
                                                                 int64_t before_step, int limit);
@@ -288,6 +345,7 @@ class Store {
   int64_t epoch_ = 0;
   std::string uuid_;
   int64_t held_after_restore_ = 0;
+  std::string artifact_root_id_;
 
   absl::Mutex readers_mu_;
   std::vector<std::unique_ptr<Database>> idle_readers_ ABSL_GUARDED_BY(readers_mu_);

@@ -275,7 +275,7 @@ TEST_F(StoreTest, APlanForAnOlderVersionIsNotCarriedOut) {
 TEST_F(StoreTest, CheckpointsAreFencedKeptAndRetired) {
   Register("a");
   JobRecord wanted = MakeJob("j");
-  wanted.needs.keep_last = 2;
+  wanted.needs.retention.keep_last = 2;
   const JobRecord job = *store_->CreateJob(wanted, {});
   const AttemptId attempt = Place(job, {"a"});
   Run("a", attempt);
@@ -306,7 +306,7 @@ TEST_F(StoreTest, CheckpointsAreFencedKeptAndRetired) {
 TEST_F(StoreTest, ARetryFromAnEarlierStepKeepsItsNewCheckpoints) {
   Register("a");
   JobRecord wanted = MakeJob("j", 2, 1);
-  wanted.needs.keep_last = 1;
+  wanted.needs.retention.keep_last = 1;
   const JobRecord job = *store_->CreateJob(wanted, {});
   const auto commit = [&](const AttemptId& attempt, int64_t step) {
     CheckpointRecord c;
