@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include "kernels/common/testing.h"
@@ -62,8 +63,12 @@ double Bench::Run(const BenchRow& row, const std::function<void()>& launch) {
     cudaEventDestroy(starts[i]);
     cudaEventDestroy(stops[i]);
   }
+  return Report(row, std::move(us));
+}
+
+double Bench::Report(const BenchRow& row, std::vector<float> us) {
   std::sort(us.begin(), us.end());
-  const double p50 = us[kSamples / 2], p95 = us[kSamples * 95 / 100];
+  const double p50 = us[us.size() / 2], p95 = us[us.size() * 95 / 100];
   const bool compute = row.flops > 0;
   const double rate = (compute ? row.flops : row.bytes) / (p50 * 1e-6);
   const double share = 100 * rate / (compute ? kPeakFlops : kPeakBytes);

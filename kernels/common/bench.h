@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace switchyard::kernels {
 
@@ -36,6 +37,8 @@ class Bench {
   // Times `launch`, which enqueues one call on the default stream, and prints the row. Returns p50
   // in us.
   double Run(const BenchRow& row, const std::function<void()>& launch);
+  // Prints the row of samples taken elsewhere. Returns p50.
+  double Report(const BenchRow& row, std::vector<float> samples_us);
   // Prints whether a result agrees with its reference; a failed check makes the program exit
   // with 1.
   void Check(const std::string& what, const std::string& difference);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/dispatch/dispatch_testing.h"
+
 namespace switchyard::kernels {
 namespace {
 
@@ -11,15 +13,11 @@ struct KernelBench {
 };
 
 constexpr KernelBench kBenches[] = {
-    {"rmsnorm", &BenchRmsNorm},
-    {"rope", &BenchRope},
-    {"router_topk", &BenchRouterTopK},
-    {"permute", &BenchPermute},
-    {"grouped_gemm", &BenchGroupedGemm},
-    {"moe_block", &BenchMoeBlock},
-    {"cross_entropy", &BenchCrossEntropy},
-    {"embedding", &BenchEmbedding},
-    {"adamw", &BenchAdamW},
+    {"rmsnorm", &BenchRmsNorm},        {"rope", &BenchRope},
+    {"router_topk", &BenchRouterTopK}, {"permute", &BenchPermute},
+    {"dispatch", &BenchDispatch},      {"grouped_gemm", &BenchGroupedGemm},
+    {"moe_block", &BenchMoeBlock},     {"cross_entropy", &BenchCrossEntropy},
+    {"embedding", &BenchEmbedding},    {"adamw", &BenchAdamW},
 };
 
 }  // namespace
@@ -31,6 +29,7 @@ std::vector<std::string> KernelBenchNames() {
 }
 
 int RunKernelBenches(const std::vector<std::string>& names, const std::string& json_file) {
+  AskForQueues();  // before the first CUDA call
   Bench bench(json_file);
   for (const KernelBench& each : kBenches) {
     if (names.empty() || std::find(names.begin(), names.end(), each.name) != names.end()) {

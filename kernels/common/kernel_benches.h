@@ -12,6 +12,7 @@ namespace switchyard::kernels {
 
 void BenchAdamW(Bench& bench);
 void BenchCrossEntropy(Bench& bench);
+void BenchDispatch(Bench& bench);
 void BenchEmbedding(Bench& bench);
 void BenchGroupedGemm(Bench& bench);
 void BenchMoeBlock(Bench& bench);

@@ -161,7 +161,7 @@ struct DispatchPushParams {
   DispatchGroup group;
   DispatchPlanData plan;
   const Bf16* x;         // in   [tokens, hidden]
-  const float* weights;  // in   [tokens * top_k]; null: none are sent
+  const float* weights;  // in   [tokens * top_k]; null: none are sent, or no tokens
   // Rows and weights of each record travel too: in the first dispatch of a plan and in every one
   // with weights. The same on all ranks.
   bool headers;
@@ -174,9 +174,9 @@ struct DispatchExpandParams {
   DispatchGroup group;
   DispatchPlanData plan;  // out with headers: record_rows
   const Bf16* x;          // in   [tokens, hidden], as pushed
-  const float* weights;   // in   [tokens * top_k]; null: none
+  const float* weights;   // in   [tokens * top_k], as pushed
   Bf16* rows;             // out  [max_rows, hidden]
-  float* row_weights;     // out  [max_rows]; null with weights
+  float* row_weights;     // out  [max_rows]; null: no weights were sent
   bool headers;           // as pushed
   int blocks;             // 0: as many as fit the device
   int layer;
@@ -203,8 +203,8 @@ struct CombineReduceParams {
   int num_partials;
   const Bf16* residual;  // in   [tokens, hidden]; null: none. May be `out`
   Bf16* out;             // out  [tokens, hidden]
-  float* copy_sums;      // out  [tokens * top_k], the sum of each copy's partials; null with
-                         //      row_partials. A copy without a row gets 0
+  float* copy_sums;      // out  [tokens * top_k], the sum of each copy's partials, 0 for a copy
+                         //      without a row; null without row_partials
   int blocks;            // 0: as many as fit the device
   int layer;
 };

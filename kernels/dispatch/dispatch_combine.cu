@@ -224,7 +224,9 @@ cudaError_t CombinePush(const CombinePushParams& p, cudaStream_t stream) {
 
 cudaError_t CombineReduce(const CombineReduceParams& p, cudaStream_t stream) {
   if (!IsSupported(p.group, p.plan) || p.blocks < 0) return cudaErrorInvalidValue;
-  if ((p.row_partials == nullptr) != (p.copy_sums == nullptr)) return cudaErrorInvalidValue;
+  if (p.plan.tokens > 0 && (p.row_partials == nullptr) != (p.copy_sums == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
   const DispatchView view{p.group, DispatchArenaLayout(p.group.shape)};
   const cudaError_t error =
       LaunchWait(view, DispatchKind::kCombineReduce, DispatchSignal::kSumsArrived, 0,

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
             const int64_t copy = (item - num_records) * s.top_k + lane;
             const int place = p.plan.places[copy];
             if (place >> kPlaceRowBits == rank) row = place & kPlaceRowMask;
-            if (p.weights != nullptr) weight = p.weights[copy];
+            if (p.row_weights != nullptr) weight = p.weights[copy];
           } else if (p.headers) {
             const int32_t* const header = view.Header(rank, parity, item);
             row = header[lane];
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
           }
           if (row >= p.plan.max_rows) row = -1;
           if (item < num_records && p.headers) p.plan.record_rows[item * s.top_k + lane] = row;
-          if (p.weights != nullptr && row >= 0) p.row_weights[row] = weight;
+          if (p.row_weights != nullptr && row >= 0) p.row_weights[row] = weight;
         }
         ring.Take();
         for (unsigned rows = __ballot_sync(kAllLanes, row >= 0); rows != 0; rows &= rows - 1) {
@@ -144,8 +144,10 @@ cudaError_t DispatchPush(const DispatchPushParams& p, cudaStream_t stream) {
 
 cudaError_t DispatchExpand(const DispatchExpandParams& p, cudaStream_t stream) {
   if (!IsSupported(p.group, p.plan) || p.blocks < 0) return cudaErrorInvalidValue;
-  if ((p.weights == nullptr) != (p.row_weights == nullptr)) return cudaErrorInvalidValue;
-  if (p.weights != nullptr && !p.headers) return cudaErrorInvalidValue;
+  if (p.plan.tokens > 0 && (p.weights == nullptr) != (p.row_weights == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
+  if (p.row_weights != nullptr && !p.headers) return cudaErrorInvalidValue;
   const DispatchView view{p.group, DispatchArenaLayout(p.group.shape)};
   const cudaError_t error =
       LaunchWait(view, DispatchKind::kDispatchExpand, DispatchSignal::kRecordsArrived, 0,
