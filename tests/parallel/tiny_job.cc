@@ -1,11 +1,15 @@
 #include "tests/parallel/tiny_job.h"
 
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <sstream>
 #include <utility>
 
@@ -71,6 +75,25 @@ TokenData MakeTokens(int64_t rows, uint32_t seed) {
   }
   return data;
 }
+
+std::string DeviceOf(const TinyJob& job, int rank) {
+  if (job.device != "cuda") return job.device;
+  const int count = c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
+  return absl::StrCat("cuda:", rank % std::max(count, 1));
+}
+
+// Ranks of one process that share a GPU would share its default stream, too.
+class RankStream {
+ public:
+  RankStream(const std::string& device, int world) {
+    if (world == 1 || device == "cpu") return;
+    const c10::Device gpu(device);
+    guard_.emplace(c10::impl::VirtualGuardImpl(gpu.type()).getStreamFromGlobalPool(gpu));
+  }
+
+ private:
+  std::optional<c10::StreamGuard> guard_;
+};
 
 }  // namespace
 
@@ -139,7 +162,7 @@ ConfigFrame MakeFrame(const TinyJob& job, int rank) {
   frame.local_rank = rank;
   frame.master_address = "127.0.0.1";
   frame.master_port = job.master_port == 0 ? 29500 : job.master_port;
-  frame.device = job.device;
+  frame.device = DeviceOf(job, rank);
   frame.threads = 1;
   frame.job_dir = job.job_dir;
   frame.resume_from = job.resume_from;
@@ -170,6 +193,7 @@ RunReport RunInThreads(const TinyJob& job, const std::function<bool(const StepFr
   RunReport report;
   RunInProcess(job.gang.world, absl::Seconds(60), [&](int rank, InProcessWorld& world) {
     const TrainConfig config = OrThrow(ReadTrainConfig(MakeFrame(job, rank)));
+    const RankStream stream(config.run.device, job.gang.world);
     Control control;
     TrainerEnvironment environment;
     environment.make_comms = [&](const Mesh& mesh) { return world.MakeComms(mesh); };

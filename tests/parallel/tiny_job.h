@@ -44,7 +44,7 @@ struct TinyJob {
   double lr = 1e-2;
   bool reshard_after_forward = true;
   int64_t master_port = 0;
-  std::string device = "cpu";
+  std::string device = "cpu";  // "cuda": rank r on the GPU r % the number there is
   int64_t local_batch_size = 2;
   std::string gradient_dtype = "float32";
   bool exact_master = true;
@@ -72,8 +72,9 @@ struct RunReport {
   std::vector<double> Losses() const;
 };
 
-// Runs all ranks as threads. `on_step` is called by rank 0 after each step frame; returning true
-// asks it to stop with a checkpoint. Throws what a rank throws.
+// Runs all ranks as threads, on GPUs each with a stream of its own. `on_step` is called by rank 0
+// after each step frame; returning true asks it to stop with a checkpoint. Throws what a rank
+// throws.
 RunReport RunInThreads(const TinyJob& job,
                        const std::function<bool(const StepFrame&)>& on_step = nullptr);
 

@@ -48,8 +48,8 @@ TEST_F(TrainerTest, EveryMeshGivesTheLossesOfOneRank) {
   ASSERT_THAT(one.validations, SizeIs(2));
   EXPECT_LT(one.steps.back().loss, 0.9 * one.steps.front().loss) << "nothing was learnt";
   EXPECT_GT(one.steps.back().aux_loss, 0.01 * 1.9) << "coefficient x top_k at balance";
-  for (const Gang& gang :
-       std::vector<Gang>{{2, 1, 1}, {2, 1, 2}, {2, 2, 1}, {4, 1, 2}, {4, 2, 2}}) {
+  for (const Gang& gang : std::vector<Gang>{
+           {2, 1, 1}, {2, 1, 2}, {2, 2, 1}, {4, 1, 1}, {4, 1, 2}, {4, 1, 4}, {4, 2, 2}}) {
     job = Job(Name(gang), gang);
     job.val_every_steps = 7;
     const RunReport many = RunInThreads(job);
@@ -73,12 +73,14 @@ TEST_F(TrainerTest, EveryMeshGivesTheLossesOfOneRank) {
 }
 
 TEST_F(TrainerTest, TheSameRunTwiceGivesTheSameBits) {
-  const Gang gang{4, 1, 2};
-  const RunReport first = RunInThreads(Job("first", gang));
-  const RunReport second = RunInThreads(Job("second", gang));
-  EXPECT_EQ(first.Losses(), second.Losses());
-  ASSERT_THAT(first.checkpoints, SizeIs(1));
-  EXPECT_EQ(WeightBytes(first.checkpoints[0].path), WeightBytes(second.checkpoints[0].path));
+  for (const Gang& gang : std::vector<Gang>{{4, 1, 1}, {4, 1, 2}, {4, 1, 4}}) {
+    const RunReport first = RunInThreads(Job("first-" + Name(gang), gang));
+    const RunReport second = RunInThreads(Job("second-" + Name(gang), gang));
+    EXPECT_EQ(first.Losses(), second.Losses()) << Name(gang);
+    ASSERT_THAT(first.checkpoints, SizeIs(1));
+    EXPECT_EQ(WeightBytes(first.checkpoints[0].path), WeightBytes(second.checkpoints[0].path))
+        << Name(gang);
+  }
 }
 
 TEST_F(TrainerTest, KeepingBucketsGatheredChangesNoBit) {
