@@ -120,7 +120,7 @@ void RunModel(const std::string& in, const std::string& out, const Options& opti
     request.source_folder = in;
     request.manifest.world_size = ranks;
     request.manifest.ep_size = options.ep;
-    SaveCheckpoint(request, OrThrow(PlanCheckpoint(model, &source, format)), model, shards, gang);
+    SaveCheckpoint(request, OrThrow(PlanCheckpoint(model, &source, format)), shards, gang);
   });
 }
 

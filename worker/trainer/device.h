@@ -3,7 +3,7 @@
 // Streams: everything a step computes is queued on the current (default) stream of the device.
 // Copies of micro-batches and of weights being loaded go the same way, from pinned memory, so that
 // they wait for nothing. Only offloaded activations travel on a stream of their own
-// (models/activation_offload.h). Saving waits for each piece it copies to the host.
+// (models/activation_offload.h), and snapshots for checkpoints (checkpoint/snapshot.h).
 #ifndef SWITCHYARD_WORKER_TRAINER_DEVICE_H_
 #define SWITCHYARD_WORKER_TRAINER_DEVICE_H_
 

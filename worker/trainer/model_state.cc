@@ -6,7 +6,6 @@
 
 #include "worker/trainer/checkpoint/or_throw.h"
 #include "worker/trainer/checkpoint/reader.h"
-#include "worker/trainer/checkpoint/writer.h"
 #include "worker/trainer/failure.h"
 #include "worker/trainer/models/init.h"
 #include "worker/trainer/models/weight_names.h"
@@ -116,13 +115,9 @@ int64_t ModelState::bytes() const {
   return bytes;
 }
 
-uint32_t ModelState::Save(const std::string& folder, const Manifest& manifest,
-                          const TrainState& state) {
-  TORCH_CHECK(plan_.has_value(), "bug: model state: Save before Load");
-  const SaveRequest request{folder, config_.model.path, manifest, state};
-  return Blame(FailureReason::kStorageIo, [&] {
-    return SaveCheckpoint(request, *plan_, whole_model_, Shards(), comms_[Axis::kWorld]);
-  });
+const CheckpointPlan& ModelState::plan() const {
+  TORCH_CHECK(plan_.has_value(), "bug: model state: no plan of checkpoints before Load");
+  return *plan_;
 }
 
 }  // namespace switchyard

@@ -31,9 +31,10 @@ class ModelState {
   // Throws TrainError CHECKPOINT_INVALID, STORAGE_IO.
   std::optional<TrainState> Load(const std::string& checkpoint);
 
-  // Collective. Writes `folder` and returns the checksum of its manifest. `manifest` without files.
-  // Throws TrainError STORAGE_IO, DISK_FULL.
-  uint32_t Save(const std::string& folder, const Manifest& manifest, const TrainState& state);
+  // What checkpoints of this job look like. After Load.
+  const CheckpointPlan& plan() const;
+  // Handles of this rank's tensors, for saving and loading.
+  std::vector<BucketShard> Shards();
 
   // Weights and optimizer state of this rank.
   int64_t bytes() const;
@@ -42,8 +43,6 @@ class ModelState {
   Adam& adam() { return adam_; }
 
  private:
-  std::vector<BucketShard> Shards();
-
   const TrainConfig& config_;
   const ModelConfig& model_;
   const Mesh& mesh_;

@@ -4,23 +4,53 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
+#include <optional>
 #include <sstream>
+#include <utility>
 
 #include "worker/trainer/device.h"
 
 namespace switchyard {
 
-int64_t PeakHostMemoryBytes() {
-  std::ifstream status("/proc/self/status");
+namespace {
+
+// The bytes of a line "<name>: <n> kB" of a file of /proc.
+std::optional<int64_t> ReadKilobytes(const char* path, const std::string& name) {
+  std::ifstream file(path);
   std::string line;
-  while (std::getline(status, line)) {
-    if (line.rfind("VmHWM:", 0) != 0) continue;
-    std::istringstream words(line.substr(6));
+  while (std::getline(file, line)) {
+    if (line.rfind(name + ":", 0) != 0) continue;
+    std::istringstream words(line.substr(name.size() + 1));
     int64_t kilobytes = 0;
-    words >> kilobytes;
-    return kilobytes * 1024;
+    if (words >> kilobytes) return kilobytes * 1024;
   }
-  return 0;
+  return std::nullopt;
+}
+
+std::optional<int64_t> ReadNumber(const char* path) {
+  std::ifstream file(path);
+  int64_t number = 0;
+  if (file >> number) return number;
+  return std::nullopt;  // also "max"
+}
+
+}  // namespace
+
+int64_t PeakHostMemoryBytes() { return ReadKilobytes("/proc/self/status", "VmHWM").value_or(0); }
+
+int64_t AvailableHostMemoryBytes() {
+  int64_t available =
+      ReadKilobytes("/proc/meminfo", "MemAvailable").value_or(std::numeric_limits<int64_t>::max());
+  // Of a container, which sees its own group as the root; version 2, then 1.
+  for (const auto& [limit_path, used_path] :
+       {std::pair("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        std::pair("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                  "/sys/fs/cgroup/memory/memory.usage_in_bytes")}) {
+    const std::optional<int64_t> limit = ReadNumber(limit_path), used = ReadNumber(used_path);
+    if (limit.has_value() && used.has_value()) available = std::min(available, *limit - *used);
+  }
+  return std::max<int64_t>(available, 0);
 }
 
 double ExpertLoadMaxOverMean(const at::Tensor& copies_LE) {

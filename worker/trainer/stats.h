@@ -19,6 +19,10 @@ namespace switchyard {
 // Largest resident memory of this process so far, in bytes (Linux: VmHWM). 0: unknown.
 int64_t PeakHostMemoryBytes();
 
+// What this process could take without swapping or being killed: the machine's available memory, or
+// what is left of the control group's limit where that is less. INT64_MAX: unknown.
+int64_t AvailableHostMemoryBytes();
+
 // copies_LE: int64 [MoE layers, experts], token copies per expert over all ranks. The worst layer's
 // largest expert over its mean; 1 at balance, 0 when nothing was routed.
 double ExpertLoadMaxOverMean(const at::Tensor& copies_LE);

@@ -122,7 +122,14 @@ class Session {
                   bool skipped);
   void LogMemory() const;
   void Validate(int64_t steps_done);
-  void Save(int64_t steps_done, bool final);
+  // What a checkpoint of the steps done says besides tensors; their numbers are known.
+  std::pair<Manifest, TrainState> DescribeCheckpoint(bool final) const;
+  // A checkpoint on the way is begun when its step is queued and finished when that step's numbers
+  // are known.
+  void BeginCheckpoint();
+  void FinishCheckpoint();
+  void SaveNow(bool final);
+  bool SavesOnTheWay() const;
 
   const TrainConfig& config_;
   const TrainerEnvironment& env_;
@@ -297,6 +304,7 @@ void Session::TrainStep(int64_t step) {
   // must be known now.
   FinishStep();
   const double lr = LearningRate(schedule_, step);
+  saver_->BeforeUpdate();
   state_->adam().Step(step + 1 - guard_.total(), lr, control);
   store.WeightsChanged();
   timer.Lap("optimizer");
@@ -332,6 +340,7 @@ void Session::FinishStep() {
         absl::StrCat("step ", queued.step + 1, ": loss ", loss, ", gradient norm ", control.norm,
                      ": not finite ", guard_.in_a_row(), " times in a row"));
   }
+  FinishCheckpoint();
 }
 
 void Session::ReportStep(const QueuedStep& queued, const StepNumbers& numbers, double grad_norm,
@@ -368,6 +377,9 @@ void Session::ReportStep(const QueuedStep& queued, const StepNumbers& numbers, d
   frame.skipped_total = guard_.total();
   frame.phase_seconds = times.seconds;
   frame.phase_seconds.merge(carried_seconds_);
+  if (const double stall = saver_->TakeStallSeconds(); stall > 0) {
+    frame.phase_seconds["checkpoint"] = stall;
+  }
   carried_seconds_.clear();
   ReportFromRankZero(frame);
   if (step + 1 == kMemoryLogStep || step + 1 == total_steps_) LogMemory();
@@ -414,15 +426,14 @@ void Session::Validate(int64_t steps_done) {
   EnterPhase("training");
 }
 
-void Session::Save(int64_t steps_done, bool final) {
-  FinishStep();
+std::pair<Manifest, TrainState> Session::DescribeCheckpoint(bool final) const {
   Manifest manifest;
-  manifest.step = steps_done;
+  manifest.step = steps_done_;
   manifest.final = final;
   manifest.loss = last_loss_;
   manifest.validation_loss = last_validation_loss_;
   TrainState state;
-  state.step = steps_done;
+  state.step = steps_done_;
   state.seed = config_.run.seed;
   state.dataset_fingerprint = train_.file->fingerprint();
   state.global_batch_size = config_.batch.global_batch_size;
@@ -431,13 +442,38 @@ void Session::Save(int64_t steps_done, bool final) {
   state.nonfinite_in_a_row = guard_.in_a_row();
   state.lr_schedule = config_.lr_schedule_spec;
   state.torch_version = TORCH_VERSION;
-  carried_seconds_["checkpoint"] += saver_->Save(std::move(manifest), state);
+  return {std::move(manifest), std::move(state)};
+}
+
+void Session::BeginCheckpoint() {
+  saver_->Begin();
+  if (!queued_.has_value()) FinishCheckpoint();
+}
+
+void Session::FinishCheckpoint() {
+  if (!saver_->begun()) return;
+  auto [manifest, state] = DescribeCheckpoint(/*final=*/false);
+  saver_->Finish(std::move(manifest), std::move(state));
+}
+
+void Session::SaveNow(bool final) {
+  FinishStep();
+  auto [manifest, state] = DescribeCheckpoint(final);
+  saver_->SaveNow(std::move(manifest), std::move(state));
+}
+
+bool Session::SavesOnTheWay() const {
+  const TrainConfig::Checkpoint& checkpoint = config_.checkpoint;
+  const int64_t every_epoch = checkpoint.every_epoch ? train_.loader->steps_per_epoch() : 0;
+  return (checkpoint.every_steps > 0 && checkpoint.every_steps < total_steps_) ||
+         (every_epoch > 0 && every_epoch < total_steps_);
 }
 
 TrainResult Session::Run() {
   Load();
   EnterPhase("training");
-  saver_ = std::make_unique<CheckpointSaver>(config_, env_, *state_, World());
+  saver_ = std::make_unique<CheckpointSaver>(config_, env_, state_->plan(), state_->Shards(),
+                                             *comms_, SavesOnTheWay());
   feeder_ = std::make_unique<BatchFeeder>(*train_.loader, steps_done_, total_steps_);
   ResetPeakDeviceMemory(device_);
   const TrainConfig::Batch& batch = config_.batch;
@@ -448,18 +484,22 @@ TrainResult Session::Run() {
     const StopRequest stop = AgreeOnStop(World(), env_.control->stop());
     if (stop.stop) {
       FinishStep();
-      const bool progress = steps_done_ > std::max(saver_->last_step(), loaded_step_);
-      if (stop.checkpoint && progress) Save(steps_done_, /*final=*/false);
+      if (stop.checkpoint) {
+        saver_->Drain();
+        if (steps_done_ > std::max(saver_->last_step(), loaded_step_)) SaveNow(/*final=*/false);
+      }
       saver_->AwaitLastCommit();
       return {steps_done_, true};
     }
-    saver_->TakeCommitResults();
+    saver_->Poll();
     TrainStep(steps_done_);
     const bool last = steps_done_ == total_steps_;
     if (last || every(batch.val_every_steps, steps_done_)) Validate(steps_done_);
-    if (last || every(checkpoint.every_steps, steps_done_) ||
-        (checkpoint.every_epoch && every(steps_per_epoch, steps_done_))) {
-      Save(steps_done_, last);
+    if (last) {
+      SaveNow(/*final=*/true);
+    } else if (every(checkpoint.every_steps, steps_done_) ||
+               (checkpoint.every_epoch && every(steps_per_epoch, steps_done_))) {
+      BeginCheckpoint();
     }
   }
   FinishStep();

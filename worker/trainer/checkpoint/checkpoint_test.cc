@@ -161,7 +161,7 @@ void SaveFilled(const std::string& folder, const Gang& gang, const Dtypes& dtype
   RunGang(gang, [&](const Mesh& mesh, Comm& world) {
     std::vector<BucketShard> shards = MakeShards(mesh, dtypes);
     Fill(shards);
-    SaveCheckpoint(request, plan, TinyModel(), shards, world);
+    SaveCheckpoint(request, plan, shards, world);
   });
 }
 
@@ -264,7 +264,7 @@ TEST_P(ReshardChainTest, KeepsEveryBit) {
       EXPECT_EQ(loaded.manifest.world_size, chain[i - 1].world_size);
       EXPECT_EQ(loaded.state.step, 5);
       ExpectFilled(shards, mesh);
-      SaveCheckpoint(request, plan, TinyModel(), shards, world);
+      SaveCheckpoint(request, plan, shards, world);
     });
     auto files = AllFiles(request.folder);
     files.erase(kManifestName);
@@ -308,7 +308,7 @@ TEST(CheckpointTest, FolderHoldsWhatTheManifestListsAndNothingStale) {
   RunGang({2, 1, 2}, [&](const Mesh& mesh, Comm& world) {
     std::vector<BucketShard> shards = MakeShards(mesh, dtypes);
     Fill(shards);
-    crcs[mesh.rank] = SaveCheckpoint(request, plan, TinyModel(), shards, world);
+    crcs[mesh.rank] = SaveCheckpoint(request, plan, shards, world);
   });
   auto files = AllFiles(folder);
   EXPECT_THAT(crcs, ElementsAre(Crc32c(files[kManifestName]), Crc32c(files[kManifestName])));
@@ -416,7 +416,7 @@ TEST(CheckpointTest, AFailingRankFailsAll) {
   const SaveRequest request = RequestFor(root + "/file/step-1", {2, 1, 1});
   const auto save = CaughtByRank({2, 1, 1}, [&](const Mesh& mesh, Comm& world) {
     const std::vector<BucketShard> shards = MakeShards(mesh, Dtypes());
-    SaveCheckpoint(request, PlanFor(nullptr, Dtypes(), 1000), TinyModel(), shards, world);
+    SaveCheckpoint(request, PlanFor(nullptr, Dtypes(), 1000), shards, world);
   });
   EXPECT_THAT(save[0].message(), HasSubstr(root + "/file"));
   EXPECT_THAT(save[1], StatusIs(absl::StatusCode::kAborted, HasSubstr("another rank failed")));
@@ -427,7 +427,7 @@ TEST(CheckpointTest, NeverRemovesItsSource) {
   request.folder = request.source_folder + "/.";
   const auto save = CaughtByRank({1, 1, 1}, [&](const Mesh& mesh, Comm& world) {
     const std::vector<BucketShard> shards = MakeShards(mesh, Dtypes());
-    SaveCheckpoint(request, PlanFor(nullptr, Dtypes(), 1000), TinyModel(), shards, world);
+    SaveCheckpoint(request, PlanFor(nullptr, Dtypes(), 1000), shards, world);
   });
   EXPECT_THAT(save[0], StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("source")));
   EXPECT_TRUE(fs::exists(request.source_folder + "/config.json"));

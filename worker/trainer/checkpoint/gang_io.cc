@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,13 +15,13 @@
 
 namespace switchyard {
 
-OpenFiles::OpenFiles(std::string folder, std::vector<std::string> names, int flags)
-    : folder_(std::move(folder)), names_(std::move(names)), flags_(flags), fds_(names_.size()) {}
+OpenFiles::OpenFiles(std::string folder, std::vector<std::string> names)
+    : folder_(std::move(folder)), names_(std::move(names)), fds_(names_.size()) {}
 
 absl::Status OpenFiles::Open(int file) {
   if (fds_[file].valid()) return absl::OkStatus();
   const std::string path = absl::StrCat(folder_, "/", names_[file]);
-  fds_[file].Reset(::open(path.c_str(), flags_ | O_CLOEXEC));
+  fds_[file].Reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fds_[file].valid()) return ErrnoStatus("open", path, errno);
   return absl::OkStatus();
 }
@@ -44,28 +45,6 @@ absl::Status OpenFiles::ReadAt(int file, uint64_t offset, void* data, size_t byt
   return absl::OkStatus();
 }
 
-absl::Status OpenFiles::WriteAt(int file, uint64_t offset, const void* data, size_t bytes) {
-  RETURN_IF_ERROR(Open(file));
-  size_t done = 0;
-  while (done < bytes) {
-    const ssize_t n = ::pwrite(fds_[file].get(), static_cast<const char*>(data) + done,
-                               bytes - done, static_cast<off_t>(offset + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus("write", absl::StrCat(folder_, "/", names_[file]), errno);
-    done += static_cast<size_t>(n);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status OpenFiles::Sync() {
-  for (size_t f = 0; f < fds_.size(); ++f) {
-    if (fds_[f].valid() && ::fsync(fds_[f].get()) != 0) {
-      return ErrnoStatus("fsync", absl::StrCat(folder_, "/", names_[f]), errno);
-    }
-  }
-  return absl::OkStatus();
-}
-
 void AgreeOk(Comm& world, const absl::Status& mine, absl::string_view what) {
   at::Tensor failed = at::full({1}, mine.ok() ? 0 : 1, at::kLong);
   world.AllReduceMax(failed);
@@ -73,6 +52,22 @@ void AgreeOk(Comm& world, const absl::Status& mine, absl::string_view what) {
   if (failed.item<int64_t>() != 0) {
     throw StatusError(absl::AbortedError(absl::StrCat(what, ": another rank failed")));
   }
+}
+
+std::vector<int64_t> GatherNumbers(Comm& world, const std::vector<int64_t>& mine) {
+  at::Tensor counts = at::empty({world.size()}, at::kLong);
+  world.AllGather(counts, at::tensor({static_cast<int64_t>(mine.size())}, at::kLong));
+  const int64_t most = counts.max().item<int64_t>();
+  at::Tensor padded = at::zeros({most}, at::kLong);
+  std::copy(mine.begin(), mine.end(), padded.data_ptr<int64_t>());
+  at::Tensor all = at::empty({world.size() * most}, at::kLong);
+  world.AllGather(all, padded);
+  std::vector<int64_t> numbers;
+  for (int rank = 0; rank < world.size(); ++rank) {
+    const int64_t* const first = all.data_ptr<int64_t>() + rank * most;
+    numbers.insert(numbers.end(), first, first + counts.data_ptr<int64_t>()[rank]);
+  }
+  return numbers;
 }
 
 std::vector<uint32_t> GangCrc32c(Comm& world, const std::string& folder,

@@ -1,4 +1,4 @@
-// File work that a gang shares: positioned reads and writes, agreeing on success, checksums.
+// File work that a gang shares: positioned reads, agreeing on success, checksums.
 #ifndef SWITCHYARD_WORKER_TRAINER_CHECKPOINT_GANG_IO_H_
 #define SWITCHYARD_WORKER_TRAINER_CHECKPOINT_GANG_IO_H_
 
@@ -17,21 +17,16 @@ namespace switchyard {
 // The files of a folder, opened when first needed. One thread.
 class OpenFiles {
  public:
-  // `flags` as of open(2).
-  OpenFiles(std::string folder, std::vector<std::string> names, int flags);
+  OpenFiles(std::string folder, std::vector<std::string> names);
 
-  // Opens a file that ReadAt or WriteAt would open. Then several threads may read it.
+  // Opens a file that ReadAt would open. Then several threads may read it.
   absl::Status Open(int file);
   // All bytes or an error, through EINTR and short transfers. DataLoss: the file ends too early.
   absl::Status ReadAt(int file, uint64_t offset, void* data, size_t bytes);
-  absl::Status WriteAt(int file, uint64_t offset, const void* data, size_t bytes);
-  // fsync of what was opened.
-  absl::Status Sync();
 
  private:
   std::string folder_;
   std::vector<std::string> names_;
-  int flags_;
   std::vector<UniqueFd> fds_;
 };
 
@@ -39,6 +34,9 @@ class OpenFiles {
 // it is an error, elsewhere Aborted "<what>: another rank failed". So no rank waits for one that
 // gave up.
 void AgreeOk(Comm& world, const absl::Status& mine, absl::string_view what);
+
+// Collective. All ranks' numbers, in rank order; each may bring any number of them.
+std::vector<int64_t> GatherNumbers(Comm& world, const std::vector<int64_t>& mine);
 
 // Collective. The crc32c of each file, read once by one of the ranks. Throws as AgreeOk.
 std::vector<uint32_t> GangCrc32c(Comm& world, const std::string& folder,

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <fcntl.h>
 
 #include <algorithm>
 #include <utility>
@@ -37,7 +36,7 @@ at::ScalarType TorchDtype(TensorDtype dtype) {
 
 StagedReader::StagedReader(std::string folder, std::vector<std::string> files, at::Device device,
                            int64_t buffer_bytes)
-    : files_(std::move(folder), std::move(files), O_RDONLY), device_(device) {
+    : files_(std::move(folder), std::move(files)), device_(device) {
   const bool on_host = device.is_cpu();
   if (buffer_bytes == 0) buffer_bytes = on_host ? kHostBuffer : kDeviceBuffer;
   buffers_.resize(on_host ? 1 : 2);

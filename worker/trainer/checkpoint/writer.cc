@@ -3,23 +3,23 @@
 #include <ATen/ATen.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
-#include <functional>
+#include <memory>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/crc32c.h"
 #include "base/fd.h"
 #include "base/status_macros.h"
 #include "worker/trainer/checkpoint/gang_io.h"
-#include "worker/trainer/checkpoint/master_bits.h"
 #include "worker/trainer/checkpoint/or_throw.h"
-#include "worker/trainer/checkpoint/reader.h"
-#include "worker/trainer/checkpoint/reshard.h"
+#include "worker/trainer/checkpoint/range_writer.h"
+#include "worker/trainer/checkpoint/shard_source.h"
 #include "worker/trainer/checkpoint/side_files.h"
 
 namespace switchyard {
@@ -27,35 +27,77 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kChunkElements = 4 << 20;
 constexpr char kIndexName[] = "model.safetensors.index.json";
 
 std::string ParentOf(const std::string& path) { return fs::path(path).parent_path().string(); }
+
+// Has the file system set `bytes` bytes aside, or at least makes the file that long.
+absl::Status Reserve(int fd, const std::string& path, uint64_t bytes) {
+  int rc;
+  do {
+    rc = ::fallocate(fd, 0, 0, static_cast<off_t>(bytes));
+  } while (rc != 0 && errno == EINTR);
+  if (rc != 0 && (errno == EOPNOTSUPP || errno == ENOSYS)) {
+    rc = ::ftruncate(fd, static_cast<off_t>(bytes));
+  }
+  return rc == 0 ? absl::OkStatus() : ErrnoStatus("reserve", path, errno);
+}
 
 // A new, durable file of `bytes` bytes that starts with `data`, zeros after it.
 absl::Status CreateFile(const std::string& path, absl::string_view data, uint64_t bytes) {
   UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!fd.valid()) return ErrnoStatus("create", path, errno);
+  if (bytes > data.size()) RETURN_IF_ERROR(Reserve(fd.get(), path, bytes));
   RETURN_IF_ERROR(WriteAll(fd.get(), data, path));
-  if (bytes > data.size() && ::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) {
-    return ErrnoStatus("extend", path, errno);
-  }
   if (::fsync(fd.get()) != 0) return ErrnoStatus("fsync", path, errno);
   return absl::OkStatus();
 }
 
-absl::Status CreateSet(const std::string& folder, const FileSet& set) {
-  for (size_t i = 0; i < set.layouts.size(); ++i) {
-    RETURN_IF_ERROR(CreateFile(absl::StrCat(folder, "/", set.files.files[i]), set.layouts[i].head,
-                               set.layouts[i].file_bytes));
+struct SmallFile {
+  std::string name;
+  std::string data;
+};
+
+// All files but those with tensors and the manifest.
+absl::StatusOr<std::vector<SmallFile>> SmallFiles(const SaveRequest& request,
+                                                  const CheckpointPlan& plan) {
+  std::vector<SmallFile> files;
+  ASSIGN_OR_RETURN(const std::string config,
+                   ReadFile(absl::StrCat(request.source_folder, "/config.json")));
+  ASSIGN_OR_RETURN(std::string patched, PatchConfigDtype(config, plan.dtype));
+  files.push_back({"config.json", std::move(patched)});
+  ASSIGN_OR_RETURN(const std::vector<std::string> side_files, ListSideFiles(request.source_folder));
+  for (const std::string& name : side_files) {
+    ASSIGN_OR_RETURN(std::string data, ReadFile(absl::StrCat(request.source_folder, "/", name)));
+    files.push_back({name, std::move(data)});
   }
-  return absl::OkStatus();
+  if (!plan.index_json.empty()) files.push_back({kIndexName, plan.index_json});
+  files.push_back({kTrainStateName, DumpTrainState(request.state)});
+  return files;
 }
 
-// Makes the folder with everything but the tensors' bytes and the manifest. Adds the names of all
-// files to `names`.
+uint64_t BytesOf(const CheckpointPlan& plan, const std::vector<SmallFile>& small_files) {
+  uint64_t bytes = 0;
+  for (const SafetensorsLayout* layout : TensorFileLayouts(plan)) bytes += layout->file_bytes;
+  for (const SmallFile& file : small_files) bytes += file.data.size();
+  return bytes;
+}
+
+// "needs 10 bytes, 5 are free at /x"; empty when the file system does not say.
+std::string DescribeSpace(const std::string& folder, uint64_t needed, uint64_t* free) {
+  struct statvfs stats;
+  if (::statvfs(folder.c_str(), &stats) != 0) {
+    *free = UINT64_MAX;
+    return "";
+  }
+  *free = static_cast<uint64_t>(stats.f_bavail) * stats.f_frsize;
+  return absl::StrCat("the checkpoint needs ", needed, " bytes, ", *free, " are free");
+}
+
+// Makes the folder with everything but the tensors' bytes and the manifest. `begun`: from now on
+// the folder is ours to remove.
 absl::Status Prepare(const SaveRequest& request, const CheckpointPlan& plan,
-                     std::vector<std::string>& names) {
+                     std::vector<SmallFile>* small_files, bool* begun) {
   const std::string& folder = request.folder;
   std::error_code error;
   // What is removed and written must not be, or hold, what is copied from.
@@ -68,121 +110,96 @@ absl::Status Prepare(const SaveRequest& request, const CheckpointPlan& plan,
     }
     if (path == path.parent_path()) break;
   }
+  ASSIGN_OR_RETURN(*small_files, SmallFiles(request, plan));
+  *begun = true;
   fs::remove_all(folder, error);  // of an earlier try: nothing stale may stay
   if (error) {
     return absl::UnavailableError(absl::StrCat("remove ", folder, ": ", error.message()));
   }
   RETURN_IF_ERROR(MakeFolders(absl::StrCat(folder, "/switchyard")));
-  std::vector<std::pair<std::string, std::string>> small_files;
-  ASSIGN_OR_RETURN(const std::string config,
-                   ReadFile(absl::StrCat(request.source_folder, "/config.json")));
-  ASSIGN_OR_RETURN(std::string patched, PatchConfigDtype(config, plan.dtype));
-  small_files.emplace_back("config.json", std::move(patched));
-  ASSIGN_OR_RETURN(const std::vector<std::string> side_files, ListSideFiles(request.source_folder));
-  for (const std::string& name : side_files) {
-    ASSIGN_OR_RETURN(std::string data, ReadFile(absl::StrCat(request.source_folder, "/", name)));
-    small_files.emplace_back(name, std::move(data));
-  }
-  if (!plan.index_json.empty()) small_files.emplace_back(kIndexName, plan.index_json);
-  small_files.emplace_back(kTrainStateName, DumpTrainState(request.state));
-  for (const auto& [name, data] : small_files) {
-    const std::string path = absl::StrCat(folder, "/", name);
+  uint64_t free;
+  const uint64_t needed = BytesOf(plan, *small_files);
+  DescribeSpace(folder, needed, &free);
+  if (needed > free) return absl::ResourceExhaustedError(absl::StrCat("save ", folder));
+  for (const SmallFile& file : *small_files) {
+    const std::string path = absl::StrCat(folder, "/", file.name);
     RETURN_IF_ERROR(MakeFolders(ParentOf(path)));
-    RETURN_IF_ERROR(CreateFile(path, data, data.size()));
-    names.push_back(name);
+    RETURN_IF_ERROR(CreateFile(path, file.data, file.data.size()));
   }
-  RETURN_IF_ERROR(CreateSet(folder, plan.weights));
-  return CreateSet(folder, plan.optimizer);
-}
-
-// The bytes of elements [first, first + n) of the shard's weights as a file holds them, on the CPU.
-at::Tensor EncodeWeights(const BucketShard& shard, TensorDtype dtype, int64_t first, int64_t n) {
-  const at::Tensor weights = shard.weights.narrow(0, first, n);
-  const bool is_bf16 = weights.scalar_type() == at::kBFloat16;
-  at::Tensor encoded;
-  if (dtype == TensorDtype::kBf16) {
-    encoded = is_bf16 ? weights : SplitMaster(weights).weight;
-  } else if (is_bf16 && shard.remainder.defined()) {
-    encoded = JoinMaster(weights, shard.remainder.narrow(0, first, n));
-  } else {
-    encoded = weights.to(at::kFloat);
-  }
-  return encoded.cpu().contiguous();
-}
-
-at::Tensor EncodeRemainder(const BucketShard& shard, int64_t first, int64_t n) {
-  if (shard.remainder.defined()) return shard.remainder.narrow(0, first, n).cpu();
-  const at::Tensor weights = shard.weights.narrow(0, first, n);
-  if (weights.scalar_type() == at::kFloat) return SplitMaster(weights).remainder.cpu();
-  return at::zeros({n}, at::kShort);  // the bf16 weight is all there is
-}
-
-absl::Status WriteRanges(OpenFiles& files, const TensorFiles& target, absl::string_view suffix,
-                         bool optional, const BucketShard& shard,
-                         const std::function<at::Tensor(TensorDtype, int64_t, int64_t)>& encode) {
-  ASSIGN_OR_RETURN(const std::vector<CopyRange> ranges,
-                   Reshard(target, suffix, optional, shard.layout, shard.begin, shard.end));
-  for (const CopyRange& range : ranges) {
-    const int64_t element_bytes = DtypeBits(range.dtype) / 8;
-    for (int64_t done = 0; done < range.count; done += kChunkElements) {
-      const int64_t n = std::min(kChunkElements, range.count - done);
-      const at::Tensor values = encode(range.dtype, range.shard_begin + done, n);
-      TORCH_CHECK(static_cast<int64_t>(values.nbytes()) == n * element_bytes,
-                  "bug: write shard of ", shard.layout.name, ": ", values.nbytes(), " bytes for ",
-                  n, " elements of ", element_bytes);
-      RETURN_IF_ERROR(files.WriteAt(range.file, range.offset + done * element_bytes,
-                                    values.data_ptr(), values.nbytes()));
-    }
+  const std::vector<std::string> names = TensorFileNames(plan);
+  const std::vector<const SafetensorsLayout*> layouts = TensorFileLayouts(plan);
+  for (size_t i = 0; i < names.size(); ++i) {
+    RETURN_IF_ERROR(
+        CreateFile(absl::StrCat(folder, "/", names[i]), layouts[i]->head, layouts[i]->file_bytes));
   }
   return absl::OkStatus();
 }
 
-absl::Status WriteShards(const std::string& folder, const CheckpointPlan& plan,
-                         const std::vector<BucketShard>& shards) {
-  OpenFiles weights(folder, plan.weights.files.files, O_WRONLY);
-  OpenFiles optimizer(folder, plan.optimizer.files.files, O_WRONLY);
-  const bool with_optimizer = !plan.optimizer.layouts.empty();
-  for (const BucketShard& shard : shards) {
-    if (!shard.writer) continue;
-    RETURN_IF_ERROR(WriteRanges(weights, plan.weights.files, "", false, shard,
-                                [&shard](TensorDtype dtype, int64_t first, int64_t n) {
-                                  return EncodeWeights(shard, dtype, first, n);
-                                }));
-    if (!with_optimizer) continue;
-    if (!shard.exp_avg.defined()) {
-      return absl::InternalError(absl::StrCat("bug: shard of ", shard.layout.name,
-                                              ": the plan saves moments, which are undefined"));
-    }
-    const auto moment = [](const at::Tensor& values) {
-      return [values](TensorDtype dtype, int64_t first, int64_t n) {
-        const at::ScalarType wanted = dtype == TensorDtype::kBf16 ? at::kBFloat16 : at::kFloat;
-        return values.narrow(0, first, n).to(wanted).cpu();
-      };
+// This rank's ranges; on a GPU from pinned buffers.
+absl::StatusOr<std::vector<WrittenRun>> WriteShards(const std::string& folder,
+                                                    const CheckpointPlan& plan,
+                                                    const std::vector<BucketShard>& shards,
+                                                    const SaveOptions& options) {
+  ASSIGN_OR_RETURN(const ShardSource source, ShardSource::Make(plan, shards));
+  RangeWriterOptions write;
+  write.threads = options.threads;
+  write.cancelled = options.cancelled;
+  if (!shards.empty() && shards[0].weights.is_cuda()) {
+    write.make_buffer = [](uint64_t bytes) {
+      const at::Tensor buffer = at::empty({static_cast<int64_t>(bytes)},
+                                          at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+      return std::shared_ptr<char>(static_cast<char*>(buffer.data_ptr()), [buffer](char*) {});
     };
-    RETURN_IF_ERROR(WriteRanges(optimizer, plan.optimizer.files, ".exp_avg", false, shard,
-                                moment(shard.exp_avg)));
-    RETURN_IF_ERROR(WriteRanges(optimizer, plan.optimizer.files, ".exp_avg_sq", false, shard,
-                                moment(shard.exp_avg_sq)));
-    RETURN_IF_ERROR(WriteRanges(optimizer, plan.optimizer.files, ".remainder", true, shard,
-                                [&shard](TensorDtype, int64_t first, int64_t n) {
-                                  return EncodeRemainder(shard, first, n);
-                                }));
   }
-  RETURN_IF_ERROR(weights.Sync());
-  return optimizer.Sync();
+  return WriteRanges(
+      folder, TensorFileNames(plan), source.ranges(),
+      [&source](const std::vector<RangePart>& parts) { return source.Fill(parts); }, write);
 }
 
-absl::StatusOr<uint32_t> WriteManifest(const SaveRequest& request,
-                                       const std::vector<std::string>& names,
-                                       const std::vector<uint32_t>& crcs) {
-  Manifest manifest = request.manifest;
-  manifest.files.clear();
+// Checksums of whole files from those of their headers and of what the ranks wrote, which must be
+// every byte once.
+absl::StatusOr<std::vector<ManifestFile>> JoinRuns(const std::string& folder,
+                                                   const CheckpointPlan& plan,
+                                                   std::vector<WrittenRun> runs) {
+  const std::vector<std::string> names = TensorFileNames(plan);
+  const std::vector<const SafetensorsLayout*> layouts = TensorFileLayouts(plan);
+  std::vector<ManifestFile> files;
+  std::vector<uint64_t> ends;
   for (size_t i = 0; i < names.size(); ++i) {
-    const std::string path = absl::StrCat(request.folder, "/", names[i]);
-    struct stat st;
-    if (::stat(path.c_str(), &st) != 0) return ErrnoStatus("stat", path, errno);
-    manifest.files.push_back({names[i], st.st_size, crcs[i]});
+    files.push_back(
+        {names[i], static_cast<int64_t>(layouts[i]->file_bytes), Crc32c(layouts[i]->head)});
+    ends.push_back(layouts[i]->head.size());
   }
+  std::sort(runs.begin(), runs.end(), [](const WrittenRun& a, const WrittenRun& b) {
+    return std::pair(a.file, a.offset) < std::pair(b.file, b.offset);
+  });
+  const auto check = [&](int file, uint64_t next) {
+    if (next == ends[file]) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat(
+        "bug: save ", folder, "/", names[file], ": the ranks' shards must hold every byte once; ",
+        next > ends[file] ? "nobody wrote from " : "twice written is from ",
+        std::min(next, ends[file]), " to ", std::max(next, ends[file])));
+  };
+  for (const WrittenRun& run : runs) {
+    RETURN_IF_ERROR(check(run.file, run.offset));
+    files[run.file].crc32c = Crc32cConcat(files[run.file].crc32c, run.crc32c, run.bytes);
+    ends[run.file] += run.bytes;
+  }
+  for (size_t i = 0; i < names.size(); ++i) {
+    RETURN_IF_ERROR(check(static_cast<int>(i), layouts[i]->file_bytes));
+  }
+  return files;
+}
+
+absl::StatusOr<uint32_t> WriteManifest(const SaveRequest& request, std::vector<ManifestFile> files,
+                                       const std::vector<SmallFile>& small_files) {
+  for (const SmallFile& file : small_files) {
+    files.push_back({file.name, static_cast<int64_t>(file.data.size()), Crc32c(file.data)});
+  }
+  std::sort(files.begin(), files.end(),
+            [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
+  Manifest manifest = request.manifest;
+  manifest.files = std::move(files);
   const std::string text = DumpManifest(manifest);
   RETURN_IF_ERROR(ReplaceFile(absl::StrCat(request.folder, "/", kManifestName), text));
   const std::string templates = absl::StrCat(request.folder, "/additional_chat_templates");
@@ -194,48 +211,72 @@ absl::StatusOr<uint32_t> WriteManifest(const SaveRequest& request,
   return Crc32c(text);
 }
 
+// SaveCheckpoint without what follows an error. `begun` as of Prepare.
+uint32_t Save(const SaveRequest& request, const CheckpointPlan& plan,
+              const std::vector<BucketShard>& shards, Comm& gang, const SaveOptions& options,
+              bool* begun) {
+  const std::string what = absl::StrCat("save checkpoint ", request.folder);
+  std::vector<SmallFile> small_files;
+  absl::Status status;
+  if (gang.rank() == 0) status = Prepare(request, plan, &small_files, begun);
+  AgreeOk(gang, status, what);
+  const absl::StatusOr<std::vector<WrittenRun>> mine =
+      WriteShards(request.folder, plan, shards, options);
+  AgreeOk(gang, mine.status(), what);
+
+  std::vector<int64_t> numbers;
+  for (const WrittenRun& run : *mine) {
+    numbers.insert(numbers.end(),
+                   {run.file, static_cast<int64_t>(run.offset), static_cast<int64_t>(run.bytes),
+                    static_cast<int64_t>(run.crc32c)});
+  }
+  numbers = GatherNumbers(gang, numbers);
+  int64_t manifest_crc = 0;
+  if (gang.rank() == 0) {
+    std::vector<WrittenRun> runs;
+    for (size_t i = 0; i < numbers.size(); i += 4) {
+      runs.push_back({static_cast<int>(numbers[i]), static_cast<uint64_t>(numbers[i + 1]),
+                      static_cast<uint64_t>(numbers[i + 2]),
+                      static_cast<uint32_t>(numbers[i + 3])});
+    }
+    absl::StatusOr<std::vector<ManifestFile>> files =
+        JoinRuns(request.folder, plan, std::move(runs));
+    status = files.status();
+    if (status.ok()) {
+      const absl::StatusOr<uint32_t> crc = WriteManifest(request, *std::move(files), small_files);
+      status = crc.status();
+      manifest_crc = crc.value_or(0);
+    }
+  }
+  AgreeOk(gang, status, what);
+  return static_cast<uint32_t>(GatherNumbers(gang, gang.rank() == 0
+                                                       ? std::vector<int64_t>{manifest_crc}
+                                                       : std::vector<int64_t>{})
+                                   .at(0));
+}
+
 }  // namespace
 
 uint32_t SaveCheckpoint(const SaveRequest& request, const CheckpointPlan& plan,
-                        const std::vector<BucketLayout>& model,
-                        const std::vector<BucketShard>& shards, Comm& world) {
-  CheckCoverage(model, shards, world);
-  const std::string what = absl::StrCat("save checkpoint ", request.folder);
-  std::vector<std::string> names;
-  absl::Status status;
-  if (world.rank() == 0) status = Prepare(request, plan, names);
-  AgreeOk(world, status, what);
-  AgreeOk(world, WriteShards(request.folder, plan, shards), what);
-
-  // Rank 0 alone knows the small files; it reads those, the gang shares the tensors' files.
-  std::vector<std::string> shared = plan.weights.files.files;
-  shared.insert(shared.end(), plan.optimizer.files.files.begin(), plan.optimizer.files.files.end());
-  const std::vector<uint32_t> shared_crcs = GangCrc32c(world, request.folder, shared);
-  at::Tensor manifest_crc = at::zeros({1}, at::kLong);
-  if (world.rank() == 0) {
-    std::vector<std::pair<std::string, uint32_t>> files;
-    for (size_t i = 0; i < shared.size(); ++i) files.emplace_back(shared[i], shared_crcs[i]);
-    for (const std::string& name : names) {
-      const absl::StatusOr<uint32_t> crc = FileCrc32c(absl::StrCat(request.folder, "/", name));
-      if (status.ok()) status = crc.status();
-      files.emplace_back(name, crc.value_or(0));
+                        const std::vector<BucketShard>& shards, Comm& gang,
+                        const SaveOptions& options) {
+  bool begun = false;
+  try {
+    return Save(request, plan, shards, gang, options, &begun);
+  } catch (const StatusError& e) {
+    // All ranks have stopped writing. Space is measured before it is given back.
+    absl::Status status = e.status();
+    if (absl::IsResourceExhausted(status)) {
+      uint64_t free;
+      const std::string space = DescribeSpace(request.folder, BytesOf(plan, {}), &free);
+      if (!space.empty()) {
+        status = absl::ResourceExhaustedError(absl::StrCat(status.message(), ": ", space));
+      }
     }
-    std::sort(files.begin(), files.end());
-    std::vector<std::string> sorted_names;
-    std::vector<uint32_t> sorted_crcs;
-    for (const auto& [name, crc] : files) {
-      sorted_names.push_back(name);
-      sorted_crcs.push_back(crc);
-    }
-    if (status.ok()) {
-      const absl::StatusOr<uint32_t> crc = WriteManifest(request, sorted_names, sorted_crcs);
-      status = crc.status();
-      if (crc.ok()) manifest_crc.fill_(static_cast<int64_t>(*crc));
-    }
+    std::error_code ignored;  // the first error counts; staging is collected by the service too
+    if (begun) fs::remove_all(request.folder, ignored);
+    throw StatusError(std::move(status));
   }
-  AgreeOk(world, status, what);
-  world.AllReduceSum(manifest_crc);
-  return static_cast<uint32_t>(manifest_crc.item<int64_t>());
 }
 
 }  // namespace switchyard

@@ -2,6 +2,7 @@
 #ifndef SWITCHYARD_WORKER_TRAINER_CHECKPOINT_WRITER_H_
 #define SWITCHYARD_WORKER_TRAINER_CHECKPOINT_WRITER_H_
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -20,16 +21,25 @@ struct SaveRequest {
   TrainState state;
 };
 
-// Collective over `world`. Returns, on every rank, the crc32c of manifest.json. Then all files and
-// their folders are durable. Each file is read back for its checksum, by one rank each.
-//   rank 0: folder, side files, config, index, state, empty files with their headers
-//   all:    their ranges, fsync | checksums of files rank, rank + world, ... | rank 0: manifest
-// Ranks agree after each part, so a full disk is an error on all ranks and hangs none.
-// Errors: StatusError with what the file system said, on the rank it happened to; Aborted on the
-// others. "bug:" for shards that do not cover the model.
+struct SaveOptions {
+  // Buffers of range_writer.h, one each: host memory beside the shards.
+  int threads = 1;
+  const std::atomic<bool>* cancelled = nullptr;  // gives up early when set
+};
+
+// Collective over `gang`, whose ranks hold `shards`, on any device, that cover the plan. Returns,
+// on every rank, the crc32c of manifest.json. Then all files and their folders are durable.
+//   rank 0: room enough? folder, side files, config, index, state, reserved files with headers
+//   all:    their ranges, fsync
+//   rank 0: checksums of files from those of what the ranks wrote, manifest
+// Ranks agree after each part, so a full disk is an error on all ranks and hangs none. After an
+// error that all ranks know, rank 0 removes the folder.
+// Errors: StatusError with what the file system said, on the rank it happened to, and for a full
+// disk the bytes needed and free; Aborted on the others; Cancelled. "bug:" for shards that do not
+// cover the plan. CommError: a rank is lost; the folder stays, without a manifest.
 uint32_t SaveCheckpoint(const SaveRequest& request, const CheckpointPlan& plan,
-                        const std::vector<BucketLayout>& model,
-                        const std::vector<BucketShard>& shards, Comm& world);
+                        const std::vector<BucketShard>& shards, Comm& gang,
+                        const SaveOptions& options = {});
 
 }  // namespace switchyard
 
