@@ -221,6 +221,8 @@ int64_t PushDispatcher::num_local_experts() const {
   return impl_->options.num_experts / static_cast<int64_t>(impl_->options.ranks.size());
 }
 
+int PushDispatcher::sms_in_flight() const { return impl_->options.push_blocks; }
+
 int64_t PushDispatcher::num_repeats() const { return impl_->num_repeats; }
 
 int64_t PushDispatcher::row_budget() const { return impl_->budget; }

@@ -53,6 +53,7 @@ class PushDispatcher final : public TokenDispatcher {
   ~PushDispatcher() override;
 
   int64_t num_local_experts() const override;
+  int sms_in_flight() const override;
   std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) override;
   std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
                                                  const at::Tensor& weights_TK) override;
