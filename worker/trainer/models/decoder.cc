@@ -51,6 +51,8 @@ struct Decoder::Impl {
   // Copies the batch, embeds it and runs all blocks: the input of the final norm. `saved` (one per
   // block) may be null.
   at::Tensor Trunk(const DecoderBatch& batch, Pass* pass, std::vector<BlockSaved>* saved);
+  // Once; the dispatcher may have lacked room.
+  at::Tensor TryTrunk(const DecoderBatch& batch, Pass* pass, std::vector<BlockSaved>* saved);
   Routing Route(const Pass& pass, at::Device device) const;
   int64_t LossChunk(const at::Tensor& x_TH) const {
     return options.loss_chunk_tokens > 0 ? options.loss_chunk_tokens
@@ -110,6 +112,18 @@ ops::RopeAngles Decoder::Impl::Angles(const DeviceBatch& batch, at::ScalarType t
 
 at::Tensor Decoder::Impl::Trunk(const DecoderBatch& batch, Pass* pass,
                                 std::vector<BlockSaved>* saved) {
+  at::Tensor x_TH;
+  do {
+    x_TH.reset();
+    pass->sums.clear();
+    if (saved != nullptr) saved->clear();
+    x_TH = TryTrunk(batch, pass, saved);
+  } while (dispatcher.MustRepeat());
+  return x_TH;
+}
+
+at::Tensor Decoder::Impl::TryTrunk(const DecoderBatch& batch, Pass* pass,
+                                   std::vector<BlockSaved>* saved) {
   const bool recompute = options.activation_memory != ActivationMemory::kLean;
   const bool offloads = options.activation_memory == ActivationMemory::kOffload;
   blocks.front().Prefetch();

@@ -201,6 +201,60 @@ TEST(DecoderTest, TheOverlappedBackwardGivesTheSameBits) {
   }
 }
 
+// Has room for what it is given only after MustRepeat has said so; before that rows are lost.
+class LateDispatcher final : public TokenDispatcher {
+ public:
+  explicit LateDispatcher(int64_t num_experts) : local_(num_experts) {}
+  int64_t num_local_experts() const override { return local_.num_local_experts(); }
+  std::unique_ptr<DispatchPlan> Plan(const ops::Permutation& by_expert) override {
+    return local_.Plan(by_expert);
+  }
+  std::unique_ptr<PendingDispatch> BeginDispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
+                                                 const at::Tensor& weights_TK) override {
+    return local_.BeginDispatch(plan, has_room_ ? x_TH : at::zeros_like(x_TH), weights_TK);
+  }
+  DispatchedRows FinishDispatch(std::unique_ptr<PendingDispatch> pending) override {
+    return local_.FinishDispatch(std::move(pending));
+  }
+  std::unique_ptr<PendingCombine> BeginCombine(const DispatchPlan& plan, const at::Tensor& rows_NH,
+                                               const at::Tensor& dweights_PN) override {
+    return local_.BeginCombine(plan, rows_NH, dweights_PN);
+  }
+  CombinedRows FinishCombine(std::unique_ptr<PendingCombine> pending,
+                             const at::Tensor& residual_TH) override {
+    return local_.FinishCombine(std::move(pending), residual_TH);
+  }
+  bool MustRepeat() override { return !std::exchange(has_room_, true); }
+
+ private:
+  LocalDispatcher local_;
+  bool has_room_ = false;
+};
+
+TEST(DecoderTest, AForwardThatLackedRoomIsForgottenAndRunAgain) {
+  for (const DecoderOptions& options : {DecoderOptions(), FullRecompute()}) {
+    Toy toy(options);
+    const ModelConfig& config = toy.config;
+    LocalParameterStore store(BuildBuckets(config, 0, config.num_experts), at::kFloat);
+    DrawWeights(8, &store);
+    const DecoderBatch batch = DrawBatch(2, {4, 7, 1}, config.vocab_size);
+    const LossSums want = toy.decoder.ForwardBackward(batch, 1.0, 0.5);
+    LateDispatcher dispatcher(config.num_experts);
+    Decoder decoder(config, options, store, dispatcher);
+    const LossSums got = decoder.ForwardBackward(batch, 1.0, 0.5);
+    EXPECT_EQ(Value(got.ce_sum), Value(want.ce_sum));
+    EXPECT_TRUE(at::equal(got.token_copies_LE, want.token_copies_LE));
+    const std::vector<at::Tensor> wanted = Gradients(toy.store), gradients = Gradients(store);
+    for (size_t b = 0; b < wanted.size(); ++b) {
+      EXPECT_TRUE(at::equal(gradients[b], wanted[b])) << store.buckets()[b].name;
+    }
+    EXPECT_EQ(store.num_held(), 0);
+    LateDispatcher late_again(config.num_experts);
+    EXPECT_EQ(Value(Decoder(config, options, store, late_again).Evaluate(batch).ce_sum),
+              Value(want.ce_sum));
+  }
+}
+
 TEST(DecoderTest, FullRecomputeGivesTheSameBits) {
   Toy lean;
   Toy recomputed(FullRecompute());
