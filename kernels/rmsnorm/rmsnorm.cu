@@ -7,8 +7,9 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-// Few large blocks in the backward: each leaves one row of partial sums for the second kernel.
-constexpr int kGradWarps = 12;
+// Few large blocks in the backward: each leaves one row of partial sums for the second kernel. Many
+// warps share a row, so that registers hold two rows and rows divide evenly over the blocks.
+constexpr int kGradWarps = 16;
 constexpr int kGradThreads = 32 * kGradWarps;
 
 // kRowWarps warps share a row, each lane kVecs pieces of eight columns. Sums `value` over the row.
@@ -103,30 +104,43 @@ __global__ void __launch_bounds__(kGradThreads) NormGradKernel(const RmsNormGrad
   const int row_lane = threadIdx.x % (32 * kRowWarps);
   const float added = p.kind == NormKind::kZeroCentred ? 1.f : 0.f;
   float d_weight[kVecs][8] = {};
-  for (int64_t first = int64_t{blockIdx.x} * kRows; first < p.tokens;
-       first += int64_t{gridDim.x} * kRows) {
-    const int64_t token = first + threadIdx.x / (32 * kRowWarps);
-    const bool live = token < p.tokens;
-    const float rstd = live ? p.rstd[token] : 0.f;
-    uint4 s_words[kVecs], d_words[kVecs], passed_words[kVecs];
+  // The next row is on its way while this one is reduced and written: with one block per SM nothing
+  // else keeps the memory busy.
+  struct Row {
+    uint4 s[kVecs], d[kVecs], passed[kVecs];
+    float rstd;
+  };
+  const int64_t stride = int64_t{gridDim.x} * kRows;
+  int64_t token = int64_t{blockIdx.x} * kRows + threadIdx.x / (32 * kRowWarps);
+  const auto load = [&](int64_t of) {
+    Row row;
+    row.rstd = of < p.tokens ? p.rstd[of] : 0.f;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       const int column = 8 * (row_lane + 32 * kRowWarps * v);
-      const bool exists = live && column < p.hidden;
-      s_words[v] = exists ? LoadWords(p.sum + token * p.hidden + column) : make_uint4(0, 0, 0, 0);
-      d_words[v] = exists ? LoadWords(p.dout + token * p.hidden + column) : make_uint4(0, 0, 0, 0);
-      passed_words[v] = exists && p.d_sum != nullptr
-                            ? LoadWords(p.d_sum + token * p.hidden + column)
-                            : make_uint4(0, 0, 0, 0);
+      const bool exists = of < p.tokens && column < p.hidden;
+      row.s[v] = exists ? LoadWords(p.sum + of * p.hidden + column) : make_uint4(0, 0, 0, 0);
+      row.d[v] = exists ? LoadWords(p.dout + of * p.hidden + column) : make_uint4(0, 0, 0, 0);
+      row.passed[v] = exists && p.d_sum != nullptr ? LoadWords(p.d_sum + of * p.hidden + column)
+                                                   : make_uint4(0, 0, 0, 0);
     }
+    return row;
+  };
+  Row next = load(token);
+  for (int64_t first = int64_t{blockIdx.x} * kRows; first < p.tokens;
+       first += stride, token += stride) {
+    const bool live = token < p.tokens;
+    const Row row = next;
+    if (first + stride < p.tokens) next = load(token + stride);
+    const float rstd = row.rstd;
     float dot = 0.f;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       const int column = 8 * (row_lane + 32 * kRowWarps * v);
       if (column >= p.hidden) continue;
       float s[8], d[8], w[8];
-      Unpack8(s_words[v], s);
-      Unpack8(d_words[v], d);
+      Unpack8(row.s[v], s);
+      Unpack8(row.d[v], d);
       Load8(p.weight + column, w);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -142,10 +156,10 @@ __global__ void __launch_bounds__(kGradThreads) NormGradKernel(const RmsNormGrad
       const int column = 8 * (row_lane + 32 * kRowWarps * v);
       if (!live || column >= p.hidden) continue;
       float s[8], d[8], w[8], out[8];
-      Unpack8(s_words[v], s);
-      Unpack8(d_words[v], d);
+      Unpack8(row.s[v], s);
+      Unpack8(row.d[v], d);
       Load8(p.weight + column, w);
-      Unpack8(passed_words[v], out);
+      Unpack8(row.passed[v], out);
 #pragma unroll
       for (int i = 0; i < 8; ++i) out[i] += rstd * (d[i] * (w[i] + added) - s[i] * rstd * mean);
       Store8(p.dx + token * p.hidden + column, out);
@@ -195,7 +209,16 @@ __global__ void __launch_bounds__(256)
   d_weight[column] = accumulate ? d_weight[column] + sum : sum;
 }
 
-// Calls launch.operator()<row warps, pieces per lane>() for the smallest shape that holds `hidden`.
+// Call launch.operator()<row warps, pieces per lane>() for the smallest shape that holds `hidden`.
+template <class Launch>
+void DispatchGrad(int hidden, const Launch& launch) {
+  if (hidden <= 256) return launch.template operator()<1, 1>();
+  if (hidden <= 1024) return launch.template operator()<2, 2>();
+  if (hidden <= 2048) return launch.template operator()<4, 2>();
+  if (hidden <= 4096) return launch.template operator()<8, 2>();
+  return launch.template operator()<16, 2>();
+}
+
 template <class Launch>
 void Dispatch(int hidden, const Launch& launch) {
   if (hidden <= 256) return launch.template operator()<1, 1>();
@@ -225,7 +248,7 @@ cudaError_t RmsNormGrad(const RmsNormGradParams& p, cudaStream_t stream) {
   if (!IsSupported(p.tokens, p.hidden)) return cudaErrorInvalidValue;
   // Without tokens the kernel still writes zeros to the workspace, so d_weight comes out right.
   const int blocks = kNormGradBlocks;
-  Dispatch(p.hidden, [&]<int kRowWarps, int kVecs>() {
+  DispatchGrad(p.hidden, [&]<int kRowWarps, int kVecs>() {
     NormGradKernel<kRowWarps, kVecs><<<blocks, kGradThreads, 0, stream>>>(p);
   });
   const cudaError_t error = cudaGetLastError();
