@@ -1,4 +1,5 @@
-// switchyard-bench: measures kernels, steps and layers on one GPU. Flags and dispatch; no logic.
+// switchyard-bench: measures kernels, steps, layers and expert parallelism. Flags and dispatch; no
+// logic.
 #include <c10/util/Exception.h>
 
 #include <cstdio>
@@ -6,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/bench/ep_bench.h"
 #include "tests/bench/options.h"
 #include "tests/bench/step_bench.h"
 #include "tests/bench/timeline.h"
@@ -50,6 +52,8 @@ int Main(int argc, char** argv) {
         return RunLayers(*options);
       case Command::kTimeline:
         return RunTimeline(*options);
+      case Command::kEp:
+        return RunEp(*options);
     }
   } catch (const c10::Error& e) {
     std::fprintf(stderr, "switchyard-bench: %s\n", e.what_without_backtrace());

@@ -12,13 +12,13 @@
 namespace switchyard::bench {
 
 const char kHelp[] =
-    "switchyard-bench COMMAND [flags]: measures on one GPU; each row is checked before it is "
-    "timed.\n"
+    "switchyard-bench COMMAND [flags]: measures on GPUs; each row is checked before it is timed.\n"
     "  kernels [NAME...]   every CUDA kernel beside its peers, cold L2, p50 and p95 of 50 calls\n"
     "  step                whole training steps: forward, backward, clipping, optimizer\n"
     "  layers              one layer forward and backward, by difference of N and N/2 layers\n"
     "  timeline            kernels of one layer in order, and the host's waits for the device\n"
-    "Flags of step, layers and timeline:\n"
+    "  ep                  expert parallelism on several GPUs, beside NCCL's all-to-all\n"
+    "Flags of step, layers, timeline and ep:\n"
     "  --shape qwen3-30b-a3b        sizes of a layer; also: toy\n"
     "  --layers 4\n"
     "  --micro-batch 1,2,4,8        rows of one step, one micro-batch each\n"
@@ -27,7 +27,19 @@ const char kHelp[] =
     "  --activation-memory lean     lean, full_recompute, offload\n"
     "  --data random                random ids, or a token file of switchyard-prep\n"
     "  --steps 8 --warm-up 4        the median of the steps counts\n"
-    "  --device cuda:0\n"
+    "  --device cuda:0              ep: cuda (rank r on GPU r) or cpu\n"
+    "Flags of ep:\n"
+    "  --gpus 2                     ranks, one process and one GPU each\n"
+    "  --in-process R               ranks, threads that share the GPUs there are, instead\n"
+    "  --parts exchange,layer,step  exchange: dispatch and combine alone; layer: the MoE block; "
+    "step;\n"
+    "                               parity: steps of one rank against steps of all\n"
+    "  --dispatchers push,collective\n"
+    "  --routing uniform,skewed     exchange and layer\n"
+    "  --tokens 4096,8192           of a rank; exchange and layer\n"
+    "  --hidden 2048,7168           exchange\n"
+    "  --blocks 16                  multiprocessors of a push; more values: exchange\n"
+    "  --kill-rank R                exchange: R dies; the others must end with an error\n"
     "Flags of all:\n"
     "  --json FILE                  the rows as JSON, one object per line\n"
     "Exit codes: 0, 1 a wrong result, 2 usage.\n";
@@ -65,6 +77,25 @@ absl::Status PositiveList(const std::string& flag, const std::string& text,
   return absl::OkStatus();
 }
 
+template <class Value>
+absl::Status ChooseList(const std::string& flag, const std::string& text,
+                        const std::vector<std::pair<const char*, Value>>& choices,
+                        std::vector<Value>* values) {
+  values->clear();
+  for (const auto part : absl::StrSplit(text, ',')) {
+    Value value{};
+    if (absl::Status status = Choose(flag, std::string(part), choices, &value); !status.ok())
+      return status;
+    values->push_back(value);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NotNegative(const std::string& flag, const std::string& text, int64_t* value) {
+  if (absl::SimpleAtoi(text, value) && *value >= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(flag, ": \"", text, "\" is no number"));
+}
+
 absl::Status Take(std::string* target, const std::string& text) {
   *target = text;
   return absl::OkStatus();
@@ -99,6 +130,39 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) 
       {"--steps", [&](auto& flag, auto& text) { return Positive(flag, text, &o.steps); }},
       {"--warm-up", [&](auto& flag, auto& text) { return Positive(flag, text, &o.warm_up); }},
       {"--json", [&](auto&, auto& text) { return Take(&o.json, text); }},
+      {"--gpus", [&](auto& flag, auto& text) { return Positive(flag, text, &o.ep.ranks); }},
+      {"--in-process",
+       [&](auto& flag, auto& text) {
+         o.ep.in_process = true;
+         return Positive(flag, text, &o.ep.ranks);
+       }},
+      {"--parts",
+       [&](auto& flag, auto& text) {
+         return ChooseList<EpPart>(flag, text,
+                                   {{"exchange", EpPart::kExchange},
+                                    {"layer", EpPart::kLayer},
+                                    {"step", EpPart::kStep},
+                                    {"parity", EpPart::kParity}},
+                                   &o.ep.parts);
+       }},
+      {"--dispatchers",
+       [&](auto& flag, auto& text) {
+         return ChooseList<DispatcherKind>(
+             flag, text,
+             {{"push", DispatcherKind::kPush}, {"collective", DispatcherKind::kCollective}},
+             &o.ep.dispatchers);
+       }},
+      {"--routing",
+       [&](auto& flag, auto& text) {
+         return ChooseList<Routing>(flag, text,
+                                    {{"uniform", Routing::kUniform}, {"skewed", Routing::kSkewed}},
+                                    &o.ep.routings);
+       }},
+      {"--tokens", [&](auto& flag, auto& text) { return PositiveList(flag, text, &o.ep.tokens); }},
+      {"--hidden", [&](auto& flag, auto& text) { return PositiveList(flag, text, &o.ep.hidden); }},
+      {"--blocks", [&](auto& flag, auto& text) { return PositiveList(flag, text, &o.ep.blocks); }},
+      {"--kill-rank",
+       [&](auto& flag, auto& text) { return NotNegative(flag, text, &o.ep.kill_rank); }},
   };
   bool has_command = false;
   for (size_t i = 0; i < arguments.size(); ++i) {
@@ -117,7 +181,8 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) 
                                                 {{"kernels", Command::kKernels},
                                                  {"step", Command::kStep},
                                                  {"layers", Command::kLayers},
-                                                 {"timeline", Command::kTimeline}},
+                                                 {"timeline", Command::kTimeline},
+                                                 {"ep", Command::kEp}},
                                                 &o.command);
           !status.ok()) {
         return status;
@@ -142,7 +207,11 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) 
     if (absl::Status status = found->second(name, value); !status.ok()) return status;
   }
   if (!has_command) {
-    return absl::InvalidArgumentError("give a command: kernels, step, layers or timeline");
+    return absl::InvalidArgumentError("give a command: kernels, step, layers, timeline or ep");
+  }
+  if (o.ep.kill_rank >= o.ep.ranks || (o.ep.kill_rank >= 0 && o.ep.in_process)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kill-rank: ", o.ep.kill_rank, " is no process among ", o.ep.ranks));
   }
   return o;
 }

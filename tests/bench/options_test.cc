@@ -19,6 +19,25 @@ TEST(BenchOptionsTest, ReadsFlagsInBothSpellings) {
   EXPECT_EQ(options->sequence, 128);
 }
 
+TEST(BenchOptionsTest, ReadsRanksAndPartsOfEp) {
+  const auto options = ParseOptions({"ep", "--in-process", "4", "--parts", "layer,parity",
+                                     "--dispatchers=push", "--blocks", "8,16"});
+  ASSERT_THAT(options, IsOk());
+  EXPECT_EQ(options->ep.ranks, 4);
+  EXPECT_TRUE(options->ep.in_process);
+  EXPECT_EQ(options->ep.parts, (std::vector<EpPart>{EpPart::kLayer, EpPart::kParity}));
+  EXPECT_EQ(options->ep.dispatchers, (std::vector<DispatcherKind>{DispatcherKind::kPush}));
+  EXPECT_EQ(options->ep.blocks, (std::vector<int64_t>{8, 16}));
+}
+
+TEST(BenchOptionsTest, KillsProcessesOnly) {
+  EXPECT_THAT(ParseOptions({"ep", "--gpus", "2", "--kill-rank", "1"}), IsOk());
+  EXPECT_THAT(ParseOptions({"ep", "--gpus", "2", "--kill-rank", "2"}),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(ParseOptions({"ep", "--in-process", "2", "--kill-rank", "1"}),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
 TEST(BenchOptionsTest, TakesNamesAfterKernelsOnly) {
   const auto options = ParseOptions({"kernels", "rope", "adamw"});
   ASSERT_THAT(options, IsOk());

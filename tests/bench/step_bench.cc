@@ -4,7 +4,6 @@
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -14,6 +13,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "tests/bench/json_rows.h"
+#include "tests/bench/median.h"
 #include "tests/bench/training_model.h"
 #include "worker/trainer/checkpoint/or_throw.h"
 #include "worker/trainer/device.h"
@@ -26,71 +26,10 @@ namespace {
 constexpr double kGib = 1 << 30;
 constexpr double kPeakFlops = 989.4e12;  // dense bf16, H100 and H200 SXM
 
-const char* Name(StateLayout layout) { return layout == StateLayout::k8B ? "8B" : "exact"; }
-const char* Name(ActivationMemory activations) {
-  switch (activations) {
-    case ActivationMemory::kLean:
-      return "lean";
-    case ActivationMemory::kFullRecompute:
-      return "full_recompute";
-    case ActivationMemory::kOffload:
-      return "offload";
-  }
-  return "";
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
 double SumOver(const std::vector<Batch>& batches, int64_t Batch::*member) {
   double sum = 0;
   for (const Batch& batch : batches) sum += static_cast<double>(batch.*member);
   return sum;
-}
-
-struct Measured {
-  double step_ms = 0;              // median, on the device
-  double forward_backward_ms = 0;  // of the same steps
-  double wall_ms = 0;              // mean, by the host's clock
-  double first_loss = 0;           // of the first warm-up step
-  double last_loss = 0;
-  DeviceMemory memory;
-};
-
-// Steps over the batches in turn; nothing is read from the device between them.
-Measured Measure(TrainingModel& model, const Options& options, const std::vector<Batch>& batches,
-                 at::Device device) {
-  const std::unique_ptr<Decoder> decoder = model.MakeDecoder(options.activation_memory);
-  ResetPeakDeviceMemory(device);
-  std::vector<StepTimer> timers;
-  std::vector<at::Tensor> losses;
-  absl::Duration start;
-  for (int64_t i = 0; i < options.warm_up + options.steps; ++i) {
-    if (i == options.warm_up) {
-      losses.back().item<double>();
-      start = RealClock::Get().Monotonic();
-    }
-    timers.emplace_back(RealClock::Get(), device);
-    losses.push_back(model.Step(*decoder, batches[i % batches.size()], timers.back()));
-  }
-  Measured measured;
-  measured.last_loss = losses.back().item<double>();
-  measured.wall_ms = absl::ToDoubleMilliseconds(RealClock::Get().Monotonic() - start) /
-                     static_cast<double>(options.steps);
-  measured.first_loss = losses.front().item<double>();
-  std::vector<double> steps, forward_backward;
-  for (size_t i = options.warm_up; i < timers.size(); ++i) {
-    const StepTimer::Times times = timers[i].Read();
-    steps.push_back(1e3 * times.total);
-    forward_backward.push_back(1e3 * times.seconds.at("forward_backward"));
-  }
-  measured.step_ms = Median(steps);
-  measured.forward_backward_ms = Median(forward_backward);
-  measured.memory = ReadDeviceMemory(device);
-  return measured;
 }
 
 int64_t PlannedBytes(const ModelConfig& config, const Options& options, int64_t tokens) {
@@ -106,6 +45,51 @@ int64_t PlannedBytes(const ModelConfig& config, const Options& options, int64_t 
 }
 
 }  // namespace
+
+const char* Name(StateLayout layout) { return layout == StateLayout::k8B ? "8B" : "exact"; }
+const char* Name(ActivationMemory activations) {
+  switch (activations) {
+    case ActivationMemory::kLean:
+      return "lean";
+    case ActivationMemory::kFullRecompute:
+      return "full_recompute";
+    case ActivationMemory::kOffload:
+      return "offload";
+  }
+  return "";
+}
+
+MeasuredSteps MeasureSteps(TrainingModel& model, const Options& options,
+                           const std::vector<Batch>& batches, at::Device device) {
+  const std::unique_ptr<Decoder> decoder = model.MakeDecoder(options.activation_memory);
+  ResetPeakDeviceMemory(device);
+  std::vector<StepTimer> timers;
+  std::vector<at::Tensor> losses;
+  absl::Duration start;
+  for (int64_t i = 0; i < options.warm_up + options.steps; ++i) {
+    if (i == options.warm_up) {
+      losses.back().item<double>();
+      start = RealClock::Get().Monotonic();
+    }
+    timers.emplace_back(RealClock::Get(), device);
+    losses.push_back(model.Step(*decoder, batches[i % batches.size()], timers.back()));
+  }
+  MeasuredSteps measured;
+  measured.last_loss = losses.back().item<double>();
+  measured.wall_ms = absl::ToDoubleMilliseconds(RealClock::Get().Monotonic() - start) /
+                     static_cast<double>(options.steps);
+  measured.first_loss = losses.front().item<double>();
+  std::vector<double> steps, forward_backward;
+  for (size_t i = options.warm_up; i < timers.size(); ++i) {
+    const StepTimer::Times times = timers[i].Read();
+    steps.push_back(1e3 * times.total);
+    forward_backward.push_back(1e3 * times.seconds.at("forward_backward"));
+  }
+  measured.step_ms = Median(steps);
+  measured.forward_backward_ms = Median(forward_backward);
+  measured.memory = ReadDeviceMemory(device);
+  return measured;
+}
 
 int RunStep(const Options& options) {
   const c10::NoGradGuard no_grad;
@@ -133,9 +117,9 @@ int RunStep(const Options& options) {
                 {"layers", options.layers}, {"layout", Name(options.layout)},
                 {"micro_batch", rows},      {"activation_memory", Name(options.activation_memory)},
                 {"data", options.data},     {"tokens", tokens}};
-    Measured m;
+    MeasuredSteps m;
     try {
-      m = Measure(model, options, batches, device);
+      m = MeasureSteps(model, options, batches, device);
     } catch (const c10::OutOfMemoryError&) {
       std::printf("%4lld out of memory\n", static_cast<long long>(rows));
       row["error"] = "out of memory";
@@ -191,7 +175,7 @@ int RunLayers(const Options& options) {
     TrainingModel model(config, options.layout, device);
     for (const int64_t rows : options.micro_batches) {
       const std::vector<Batch> batches = MakeBatches(options, config, rows, 4, device);
-      const Measured m = Measure(model, options, batches, device);
+      const MeasuredSteps m = MeasureSteps(model, options, batches, device);
       TORCH_CHECK(std::isfinite(m.last_loss), "layers: the loss is ", m.last_loss);
       (layers == options.layers ? whole : half).push_back(m.forward_backward_ms);
       const double all = 3 * ForwardFlops(config, batches[0].tokens, batches[0].causal_pairs);

@@ -2,19 +2,17 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
-#include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "tests/bench/device_trace.h"
 #include "tests/bench/json_rows.h"
 #include "tests/bench/training_model.h"
 #include "worker/trainer/checkpoint/or_throw.h"
@@ -26,64 +24,12 @@ namespace {
 constexpr double kPeakFlops = 989.4e12;
 constexpr double kPeakBytes = 3.35e12;
 
-struct Kernel {
-  std::string name;  // copies and fills too
-  double us = 0;
-  uint64_t start_ns = 0;
-};
-
-struct Trace {
-  std::vector<Kernel> kernels;  // by start
-  double busy_us = 0;
-  double span_us = 0;                    // from the first kernel's start to the last one's end
-  std::map<std::string, int64_t> waits;  // calls by which the host waits for the device
-};
-
-bool IsWait(const std::string& name) {
-  return absl::StrContains(name, "Synchronize") || name == "cudaMemcpy" ||
-         absl::StrContains(name, "cudaMalloc") || absl::StrContains(name, "cudaFree");
-}
-
-uint64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
 Trace Profile(TrainingModel& model, const Options& options, const std::vector<Batch>& batches) {
-  namespace profiler = torch::autograd::profiler;
   const std::unique_ptr<Decoder> decoder = model.MakeDecoder(options.activation_memory);
   for (int64_t i = 0; i < options.warm_up; ++i) {
     model.ForwardBackward(*decoder, batches[i % batches.size()]).item<double>();
   }
-  const profiler::ProfilerConfig config(profiler::ProfilerState::KINETO);
-  const std::set<profiler::ActivityType> activities = {profiler::ActivityType::CUDA};
-  profiler::prepareProfiler(config, activities);
-  profiler::enableProfiler(config, activities);
-  const uint64_t begin = NowNs();
-  const at::Tensor loss = model.ForwardBackward(*decoder, batches[0]);
-  const uint64_t end = NowNs();
-  loss.item<double>();
-  const auto result = profiler::disableProfiler();
-
-  Trace trace;
-  uint64_t first = UINT64_MAX, last = 0;
-  for (const profiler::KinetoEvent& event : result->events()) {
-    const std::string name = event.name();
-    if (event.deviceType() == c10::DeviceType::CUDA) {
-      trace.kernels.push_back(
-          {name, static_cast<double>(event.durationNs()) * 1e-3, event.startNs()});
-      trace.busy_us += static_cast<double>(event.durationNs()) * 1e-3;
-      first = std::min(first, event.startNs());
-      last = std::max(last, event.endNs());
-    } else if (IsWait(name) && event.startNs() >= begin && event.startNs() < end) {
-      ++trace.waits[name];
-    }
-  }
-  std::sort(trace.kernels.begin(), trace.kernels.end(),
-            [](const Kernel& a, const Kernel& b) { return a.start_ns < b.start_ns; });
-  trace.span_us = first < last ? static_cast<double>(last - first) * 1e-3 : 0;
-  return trace;
+  return RecordTrace([&] { return model.ForwardBackward(*decoder, batches[0]); });
 }
 
 // What a group of kernels does in one layer, forward and backward. Compute-bound ones are rated by
