@@ -5,8 +5,8 @@
 // reads remote memory. One record per (token, remote rank): a row crosses a link once, however
 // many of its experts live there.
 //
-//   Route     slots of this rank's records, per destination (stable: in token order)
-//   Exchange  counts to everybody; offsets, the final row of each copy, bases of all blocks
+//   Route     slots of this rank's records, per destination (stable: in token order); counts to all
+//   Exchange  offsets, the final row of each copy, bases of all blocks, from all ranks' counts
 //   DispatchPush    x -> records of the owners         (the caller's communication stream)
 //   DispatchExpand  records and own tokens -> rows by expert          (any later stream)
 //   CombinePush     sum of a record's rows -> sums of its source (communication stream)
@@ -24,7 +24,7 @@
 // the peers have consumed round n. So at most two dispatches and two combines may be in flight
 // between their push and their finish. All ranks make the same calls in the same order, also with
 // no tokens; calls of one kind on one rank must be ordered one after another by the caller, as must
-// a finish after its exchange and, on one rank, a push after the exchange and CombinePush after
+// Exchange between a Route and the next, a push after its plan's Exchange, and CombinePush after
 // the DispatchExpand that had headers.
 //
 // Waiting takes one warp per call (Exchange: one block), in a kernel of its own before the one that
@@ -134,8 +134,10 @@ int64_t DispatchPlanWords(const DispatchShape& shape, int64_t tokens);
 DispatchPlanData DispatchPlanAt(const DispatchShape& shape, int64_t tokens, int64_t max_rows,
                                 int32_t* words);
 
-// Loads all kernels on the current device, once per device before the first call: a kernel that is
-// loaded on its first launch would wait for those that spin.
+// Loads all kernels on the current device, once per device before the first call: loading a kernel
+// on its first launch waits for those that run, which may wait for the very rank that launches. So
+// where ranks share a process, every kernel they launch must be loaded before
+// (CUDA_MODULE_LOADING=EAGER).
 cudaError_t DispatchLoad();
 
 // `row_of` and `offsets` as router_topk.h makes them: the stable counting sort of this rank's

@@ -117,14 +117,20 @@ void RunShape(Bench& bench, int num_ranks, int64_t tokens, int hidden, int block
     CudaOrDie(cudaEventCreate(&stops[r]), "event");
     LaunchFill(buffers[r].pattern, ranks.stream(r));
   }
+  ranks.Use(0);
+  cudaEvent_t gate = nullptr;
+  CudaOrDie(cudaEventCreateWithFlags(&gate, cudaEventDisableTiming), "event");
   ranks.Synchronize();
   std::vector<float> samples[kNumPhases];
   for (int i = 0; i < kWarmUp + kSamples; ++i) {
     for (int phase = 0; phase < kNumPhases; ++phase) {
+      // All start together, when the host has queued all.
+      ranks.Use(0);
+      LaunchDelay(20'000 * num_ranks, ranks.stream(0));
+      CudaOrDie(cudaEventRecord(gate, ranks.stream(0)), "event");
       for (int r = 0; r < num_ranks; ++r) {
         ranks.Use(r);
-        // Long enough for the host to have queued all ranks.
-        LaunchDelay(10'000 * (num_ranks + 1 - r), ranks.stream(r));
+        CudaOrDie(cudaStreamWaitEvent(ranks.stream(r), gate, 0), "event");
         CudaOrDie(cudaEventRecord(starts[r], ranks.stream(r)), "event");
         CudaOrDie(LaunchPhase(phase, ranks.group(r), buffers[r], blocks, ranks.stream(r)),
                   kPhaseNames[phase]);
@@ -158,6 +164,7 @@ void RunShape(Bench& bench, int num_ranks, int64_t tokens, int hidden, int block
     cudaEventDestroy(starts[r]);
     cudaEventDestroy(stops[r]);
   }
+  cudaEventDestroy(gate);
   const Traffic traffic = CountRows(PlanDispatchRef(shape, views, max_rows));
   const bool has_links = devices == num_ranks && devices > 1;
   for (int phase = 0; phase < kNumPhases; ++phase) {

@@ -150,7 +150,9 @@ __global__ void __launch_bounds__(kPushThreads, 1)
   FinishRound(view, DispatchKind::kCombinePush, DispatchSignal::kSumsArrived, round);
 }
 
-// One warp per token.
+// One warp per token; kBlocks blocks of columns at a time keep enough loads in flight where there
+// are few ranks.
+template <int kRanks, int kBlocks>
 __global__ void __launch_bounds__(kReduceThreads)
     ReduceKernel(const DispatchView view, const CombineReduceParams p) {
   if (__syncthreads_or(view.Aborted())) return;
@@ -184,29 +186,44 @@ __global__ void __launch_bounds__(kReduceThreads)
     }
     const int num_rows = CompactRows(row);
     const unsigned owners = __ballot_sync(kAllLanes, my_sum >= 0);
-    for (int start = 0; start < s.hidden; start += kWarpColumns) {
+    for (int start = 0; start < s.hidden; start += kBlocks * kWarpColumns) {
       const int column = start + lane * kLaneColumns;
-      const bool exists = column < s.hidden;
-      uint4 words[kMaxDispatchRanks];
+      uint4 words[kRanks][kBlocks];
 #pragma unroll
-      for (int d = 0; d < kMaxDispatchRanks; ++d) {
+      for (int d = 0; d < kRanks; ++d) {
         const int64_t sum = __shfl_sync(kAllLanes, my_sum, d);
-        words[d] = d != rank && sum >= 0 && exists ? LoadWords(view.Sum(rank, parity, sum) + column)
-                                                   : make_uint4(0, 0, 0, 0);
-      }
-      uint4 own[1] = {};
-      if (num_rows > 0) PartialSum<4, 1>(p.rows, row, num_rows, column, s.hidden, own);
-      float total[kLaneColumns] = {};
+        const Bf16* const from = view.Sum(rank, parity, sum) + column;
 #pragma unroll
-      for (int d = 0; d < kMaxDispatchRanks; ++d) {
-        if (owners >> d & 1) Add8(d == rank ? own[0] : words[d], total);
+        for (int b = 0; b < kBlocks; ++b) {
+          const bool exists = column + b * kWarpColumns < s.hidden;
+          words[d][b] = d != rank && sum >= 0 && exists ? LoadWords(from + b * kWarpColumns)
+                                                        : make_uint4(0, 0, 0, 0);
+        }
       }
-      if (!exists) continue;
-      if (p.residual != nullptr) Add8(LoadWords(p.residual + token * s.hidden + column), total);
-      Store8(p.out + token * s.hidden + column, total);
+      uint4 own[kBlocks] = {};
+      if (num_rows > 0) PartialSum<4, kBlocks>(p.rows, row, num_rows, column, s.hidden, own);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        float total[kLaneColumns] = {};
+#pragma unroll
+        for (int d = 0; d < kRanks; ++d) {
+          if (owners >> d & 1) Add8(d == rank ? own[b] : words[d][b], total);
+        }
+        const int64_t at = token * s.hidden + column + b * kWarpColumns;
+        if (column + b * kWarpColumns >= s.hidden) continue;
+        if (p.residual != nullptr) Add8(LoadWords(p.residual + at), total);
+        Store8(p.out + at, total);
+      }
     }
   }
   FinishRound(view, DispatchKind::kCombineReduce, DispatchSignal::kSumsConsumed, round);
+}
+
+using ReduceFunction = void (*)(DispatchView, CombineReduceParams);
+
+ReduceFunction ReduceKernelFor(int ranks) {
+  if (ranks <= 2) return &ReduceKernel<2, 2>;
+  return ranks <= 4 ? &ReduceKernel<4, 1> : &ReduceKernel<8, 1>;
 }
 
 }  // namespace
@@ -234,15 +251,18 @@ cudaError_t CombineReduce(const CombineReduceParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int64_t all = CeilDiv(p.plan.tokens, kReduceThreads / 32);
   const int64_t blocks = p.blocks > 0 ? p.blocks : all > 0 ? all : 1;
-  ReduceKernel<<<static_cast<unsigned>(blocks), kReduceThreads, 0, stream>>>(view, p);
+  const ReduceFunction kernel = ReduceKernelFor(p.group.shape.ranks);
+  kernel<<<static_cast<unsigned>(blocks), kReduceThreads, 0, stream>>>(view, p);
   return cudaGetLastError();
 }
 
 cudaError_t LoadCombineKernels() {
   cudaFuncAttributes attributes;
-  const cudaError_t error =
-      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&ReduceKernel));
-  if (error != cudaSuccess) return error;
+  for (const int ranks : {2, 4, 8}) {
+    const cudaError_t error =
+        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(ReduceKernelFor(ranks)));
+    if (error != cudaSuccess) return error;
+  }
   return cudaFuncSetAttribute(CombinePushKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               kPushSharedBytes);
 }

@@ -20,24 +20,46 @@ __global__ void __launch_bounds__(32)
        [&] { return static_cast<int32_t>(CellTag(LoadAcquireSystem(cell)) - (round - lag)) >= 0; });
 }
 
+// The counts of a round: experts, then ranks. Two sets by turns: a peer can be ahead by one round
+// only, as its next Exchange needs this rank's counts.
+__device__ uint64_t* CountCells(const DispatchView& view, int owner, int source, uint32_t round) {
+  const DispatchShape& s = view.group.shape;
+  return reinterpret_cast<uint64_t*>(view.group.arenas[owner] + view.arena.counts) +
+         (int64_t{round % 2} * s.ranks + source) * (s.experts + s.ranks);
+}
+
+// The sum over the first `num_segments` segments of the records for rank `rank`, by one warp.
+__device__ int SumSegments(const DispatchPlanData& plan, int ranks, int rank, int num_segments) {
+  int sum = 0;
+  for (int i = threadIdx.x % 32; i < num_segments; i += 32) sum += plan.segments[i * ranks + rank];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  return sum;
+}
+
 // One thread per token: which ranks it goes to, and how many earlier tokens of its segment go there
-// too.
-__global__ void __launch_bounds__(kDispatchSegment) RouteKernel(const DispatchRouteParams p) {
+// too. The last block sends this rank's counts to all ranks, its own too.
+__global__ void __launch_bounds__(kDispatchSegment)
+    RouteKernel(const DispatchView view, const DispatchRouteParams p) {
   constexpr int kWarps = kDispatchSegment / 32;
   __shared__ int first_row[kMaxDispatchRanks];
   __shared__ int in_warp[kWarps][kMaxDispatchRanks];
+  __shared__ int records[kMaxDispatchRanks];
+  if (__syncthreads_or(view.Aborted())) return;
   const DispatchShape& s = p.group.shape;
+  const int rank = p.group.rank;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (threadIdx.x < s.ranks)
+  const uint32_t round = NextRound(view, DispatchKind::kRoute);
+  if (threadIdx.x < s.ranks) {
     first_row[threadIdx.x] = p.offsets[threadIdx.x * (s.experts / s.ranks)];
+  }
   __syncthreads();
   const int64_t token = int64_t{blockIdx.x} * kDispatchSegment + threadIdx.x;
   unsigned to = 0;
   for (int k = 0; k < s.top_k && token < p.plan.tokens; ++k) {
     const int row = p.row_of[token * s.top_k + k];
-    int rank = 0;
-    while (rank + 1 < s.ranks && row >= first_row[rank + 1]) ++rank;
-    to |= 1u << rank;
+    int owner = 0;
+    while (owner + 1 < s.ranks && row >= first_row[owner + 1]) ++owner;
+    to |= 1u << owner;
   }
   int before[kMaxDispatchRanks];
 #pragma unroll
@@ -47,22 +69,40 @@ __global__ void __launch_bounds__(kDispatchSegment) RouteKernel(const DispatchRo
     if (lane == 0) in_warp[warp][d] = __popc(sent);
   }
   __syncthreads();
-  for (int d = 0; d < s.ranks; ++d) {
+#pragma unroll
+  for (int d = 0; d < kMaxDispatchRanks; ++d) {
+    if (d >= s.ranks) break;
     int slot = before[d];
     for (int w = 0; w < warp; ++w) slot += in_warp[w][d];
     if (token < p.plan.tokens) {
       // The own rank's tokens are not records: a mark is enough.
-      p.plan.slots[token * s.ranks + d] = (to >> d & 1) == 0 ? -1 : d == p.group.rank ? 0 : slot;
+      p.plan.slots[token * s.ranks + d] = (to >> d & 1) == 0 ? -1 : d == rank ? 0 : slot;
     }
     if (threadIdx.x == kDispatchSegment - 1) {
       p.plan.segments[int64_t{blockIdx.x} * s.ranks + d] =
-          d == p.group.rank ? 0 : slot + static_cast<int>(to >> d & 1);
+          d == rank ? 0 : slot + static_cast<int>(to >> d & 1);
     }
   }
+  if (!IsLastBlock(view, DispatchKind::kRoute)) return;
+  if (warp < s.ranks) {
+    const int sum = SumSegments(p.plan, s.ranks, warp, gridDim.x);
+    if (lane == 0) records[warp] = sum;
+  }
+  __syncthreads();
+  const int columns = s.experts + s.ranks;
+  for (int column = threadIdx.x; column < columns; column += kDispatchSegment) {
+    const int count = column < s.experts ? p.offsets[column + 1] - p.offsets[column]
+                                         : records[column - s.experts];
+    // A cell carries its own tag, so cells need no order among each other.
+    for (int i = 0; i < s.ranks; ++i) {
+      StoreRelaxedSystem(CountCells(view, (rank + i) % s.ranks, rank, round) + column,
+                         Cell(round, count));
+    }
+  }
+  if (threadIdx.x == 0) view.State(rank)->rounds[static_cast<int>(DispatchKind::kRoute)] = round;
 }
 
 struct ExchangeShared {
-  int own[kMaxDispatchExperts + kMaxDispatchRanks];
   int counts[kMaxDispatchRanks][kMaxDispatchExperts + kMaxDispatchRanks];
   int start[kMaxDispatchExperts + 1];  // first row of each expert, all ranks' experts in a line
   int warp_sums[kExchangeThreads / 32];
@@ -129,48 +169,17 @@ __global__ void __launch_bounds__(kExchangeThreads)
   const DispatchShape& s = p.group.shape;
   const int rank = p.group.rank;
   const int columns = s.experts + s.ranks;
-  if (__syncthreads_or(view.Aborted())) return;
   const uint32_t round = NextRound(view, DispatchKind::kExchange);
-  // A peer can be ahead by one round only, as its round needs this rank's counts: two sets of
-  // cells.
-  const int64_t first_cell = int64_t{round % 2} * s.ranks * columns;
-
-  for (int e = threadIdx.x; e < s.experts; e += kExchangeThreads) {
-    shared.own[e] = p.offsets[e + 1] - p.offsets[e];
-  }
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (warp < s.ranks) {
-    int sum = 0;
-    for (int64_t i = lane; i < NumDispatchSegments(p.plan.tokens); i += 32) {
-      sum += p.plan.segments[i * s.ranks + warp];
-    }
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-    if (lane == 0) shared.own[s.experts + warp] = sum;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < s.ranks * columns; i += kExchangeThreads) {
-    const int peer = i / columns, column = i % columns;
-    if (peer == rank) {
-      shared.counts[rank][column] = shared.own[column];
-      continue;
-    }
-    auto* const cells = reinterpret_cast<uint64_t*>(p.group.arenas[peer] + view.arena.counts);
-    // A cell carries its own tag, so cells need no order among each other.
-    StoreRelaxedSystem(cells + first_cell + rank * columns + column,
-                       Cell(round, shared.own[column]));
-  }
-  const auto* const cells =
-      reinterpret_cast<const uint64_t*>(p.group.arenas[rank] + view.arena.counts);
   bool failed = false;
   for (int i = threadIdx.x; i < s.ranks * columns && !failed; i += kExchangeThreads) {
-    const int peer = i / columns, column = i % columns;
-    if (peer == rank) continue;
+    const int source = i / columns, column = i % columns;
+    const uint64_t* const address = CountCells(view, rank, source, round) + column;
     uint64_t cell = 0;
-    failed = !Poll(view, peer, DispatchPhase::kExchange, p.layer, round, [&] {
-      cell = LoadRelaxedSystem(cells + first_cell + i);
+    failed = !Poll(view, source, DispatchPhase::kExchange, p.layer, round, [&] {
+      cell = LoadRelaxedSystem(address);
       return CellTag(cell) == round;
     });
-    shared.counts[peer][column] = static_cast<int>(static_cast<uint32_t>(cell));
+    shared.counts[source][column] = static_cast<int>(static_cast<uint32_t>(cell));
   }
   if (__syncthreads_or(failed)) return;
 
@@ -193,9 +202,7 @@ __global__ void __launch_bounds__(kDispatchSegment)
   if (__syncthreads_or(view.Aborted())) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (warp < s.ranks) {
-    int sum = 0;
-    for (int i = lane; i < blockIdx.x; i += 32) sum += p.plan.segments[i * s.ranks + warp];
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    const int sum = SumSegments(p.plan, s.ranks, warp, blockIdx.x);
     if (lane == 0) slot_base[warp] = sum;
   }
   for (int e = threadIdx.x; e <= s.experts; e += kDispatchSegment) offsets[e] = p.offsets[e];
@@ -237,9 +244,9 @@ cudaError_t LaunchWait(const DispatchView& view, DispatchKind kind, DispatchSign
 
 cudaError_t DispatchRoute(const DispatchRouteParams& p, cudaStream_t stream) {
   if (!IsSupported(p.group, p.plan)) return cudaErrorInvalidValue;
-  if (p.plan.tokens == 0) return cudaSuccess;
+  const DispatchView view{p.group, DispatchArenaLayout(p.group.shape)};
   const auto blocks = static_cast<unsigned>(NumDispatchSegments(p.plan.tokens));
-  RouteKernel<<<blocks, kDispatchSegment, 0, stream>>>(p);
+  RouteKernel<<<blocks, kDispatchSegment, 0, stream>>>(view, p);
   return cudaGetLastError();
 }
 

@@ -42,50 +42,78 @@ struct Transfer {
   DeviceArray<float> weights, row_weights, copy_sums;
 };
 
-void EnqueuePlan(const InProcessRanks& ranks, int rank, const Transfer& t) {
-  ranks.Use(rank);
-  CudaOrDie(DispatchRoute({ranks.group(rank), t.plan, t.row_of.get(), t.offsets.get()},
-                          ranks.stream(rank)),
-            "route");
-  CudaOrDie(DispatchExchange({ranks.group(rank), t.plan, t.row_of.get(), t.offsets.get(), 3},
-                             ranks.stream(rank)),
-            "exchange");
+// Each step on all ranks before the next, so that the tests also run where launches do not overlap
+// (compute-sanitizer).
+void MakePlans(const InProcessRanks& ranks, const std::vector<Transfer>& transfers) {
+  for (int r = 0; r < ranks.size(); ++r) {
+    const Transfer& t = transfers[r];
+    ranks.Use(r);
+    CudaOrDie(
+        DispatchRoute({ranks.group(r), t.plan, t.row_of.get(), t.offsets.get()}, ranks.stream(r)),
+        "route");
+  }
+  for (int r = 0; r < ranks.size(); ++r) {
+    const Transfer& t = transfers[r];
+    ranks.Use(r);
+    CudaOrDie(DispatchExchange({ranks.group(r), t.plan, t.row_of.get(), t.offsets.get(), 3},
+                               ranks.stream(r)),
+              "exchange");
+  }
 }
-// The push half, after the stream's work so far.
-void BeginDispatch(const InProcessRanks& ranks, int rank, const Transfer& t, bool headers) {
-  ranks.Use(rank);
-  ranks.Fork(rank);
-  CudaOrDie(DispatchPush({ranks.group(rank), t.plan, t.x.get(), headers ? t.weights.get() : nullptr,
-                          headers, kBlocks, 3},
-                         ranks.push_stream(rank)),
-            "push");
+void BeginDispatch(const InProcessRanks& ranks, const std::vector<Transfer>& transfers,
+                   bool headers) {
+  for (int r = 0; r < ranks.size(); ++r) {
+    const Transfer& t = transfers[r];
+    ranks.Use(r);
+    ranks.Fork(r);
+    CudaOrDie(DispatchPush({ranks.group(r), t.plan, t.x.get(), headers ? t.weights.get() : nullptr,
+                            headers, kBlocks, 3},
+                           ranks.push_stream(r)),
+              "push");
+  }
 }
-void FinishDispatch(const InProcessRanks& ranks, int rank, const Transfer& t, bool headers) {
-  ranks.Use(rank);
-  CudaOrDie(
-      DispatchExpand({ranks.group(rank), t.plan, t.x.get(), headers ? t.weights.get() : nullptr,
-                      t.rows.get(), headers ? t.row_weights.get() : nullptr, headers, kBlocks, 3},
-                     ranks.stream(rank)),
-      "expand");
+void FinishDispatch(const InProcessRanks& ranks, const std::vector<Transfer>& transfers,
+                    bool headers) {
+  for (int r = 0; r < ranks.size(); ++r) {
+    const Transfer& t = transfers[r];
+    ranks.Use(r);
+    CudaOrDie(
+        DispatchExpand({ranks.group(r), t.plan, t.x.get(), headers ? t.weights.get() : nullptr,
+                        t.rows.get(), headers ? t.row_weights.get() : nullptr, headers, kBlocks, 3},
+                       ranks.stream(r)),
+        "expand");
+    ranks.Join(r);
+  }
 }
-void BeginCombine(const InProcessRanks& ranks, int rank, const Transfer& t,
-                  const float* row_partials, int num_partials) {
-  ranks.Use(rank);
-  ranks.Fork(rank);
-  CudaOrDie(
-      CombinePush({ranks.group(rank), t.plan, t.rows.get(), row_partials, num_partials, kBlocks, 3},
-                  ranks.push_stream(rank)),
-      "combine push");
+// By rank; `row_partials` and `residuals` may be empty.
+using Partials = std::vector<const float*>;
+using Residuals = std::vector<const Bf16*>;
+void BeginCombine(const InProcessRanks& ranks, const std::vector<Transfer>& transfers,
+                  const Partials& row_partials, int num_partials) {
+  for (int r = 0; r < ranks.size(); ++r) {
+    const Transfer& t = transfers[r];
+    ranks.Use(r);
+    ranks.Fork(r);
+    CudaOrDie(
+        CombinePush({ranks.group(r), t.plan, t.rows.get(),
+                     row_partials.empty() ? nullptr : row_partials[r], num_partials, kBlocks, 3},
+                    ranks.push_stream(r)),
+        "combine push");
+  }
 }
-void FinishCombine(const InProcessRanks& ranks, int rank, const Transfer& t,
-                   const float* row_partials, int num_partials, const Bf16* residual) {
-  ranks.Use(rank);
-  CudaOrDie(CombineReduce(
-                {ranks.group(rank), t.plan, t.rows.get(), row_partials, num_partials, residual,
-                 t.out.get(), row_partials != nullptr ? t.copy_sums.get() : nullptr, kBlocks, 3},
-                ranks.stream(rank)),
-            "combine reduce");
-  ranks.Join(rank);
+void FinishCombine(const InProcessRanks& ranks, const std::vector<Transfer>& transfers,
+                   const Partials& row_partials, int num_partials, const Residuals& residuals) {
+  for (int r = 0; r < ranks.size(); ++r) {
+    const Transfer& t = transfers[r];
+    ranks.Use(r);
+    CudaOrDie(CombineReduce({ranks.group(r), t.plan, t.rows.get(),
+                             row_partials.empty() ? nullptr : row_partials[r], num_partials,
+                             residuals.empty() ? nullptr : residuals[r], t.out.get(),
+                             row_partials.empty() ? nullptr : t.copy_sums.get(), kBlocks, 3},
+                            ranks.stream(r)),
+              "combine reduce");
+    ranks.Join(r);
+  }
 }
 
 std::vector<Transfer> MakeTransfers(const InProcessRanks& ranks, const DispatchShape& shape,
@@ -209,6 +237,8 @@ TEST_P(DispatchCases, HasTheBitsOfTheReference) {
   std::vector<std::vector<float>> partials, sums;
   std::vector<DeviceArray<Bf16>> device_rows, device_residuals;
   std::vector<DeviceArray<float>> device_partials;
+  Residuals residual_pointers;
+  Partials partial_pointers;
   for (int r = 0; r < c.ranks; ++r) {
     ranks.Use(r);
     outs.push_back(Poisoned<Bf16>(forward[r].out.size()));
@@ -218,15 +248,14 @@ TEST_P(DispatchCases, HasTheBitsOfTheReference) {
     partials.push_back(NormalFloats(num_partials * max_rows, 1.f, random));
     device_residuals.emplace_back(residuals[r]);
     device_partials.emplace_back(partials[r]);
+    residual_pointers.push_back(device_residuals[r].get());
+    partial_pointers.push_back(device_partials[r].get());
   }
   ranks.Synchronize();
 
-  for (int r = 0; r < c.ranks; ++r) {
-    EnqueuePlan(ranks, r, forward[r]);
-    BeginDispatch(ranks, r, forward[r], true);
-    FinishDispatch(ranks, r, forward[r], true);
-    ranks.Join(r);
-  }
+  MakePlans(ranks, forward);
+  BeginDispatch(ranks, forward, true);
+  FinishDispatch(ranks, forward, true);
   ranks.Synchronize();
   ExpectNoErrors(ranks);
   ExpectPlans(ref, forward);
@@ -237,10 +266,8 @@ TEST_P(DispatchCases, HasTheBitsOfTheReference) {
     forward[r].rows.Upload(rows[r]);
   }
   ranks.Synchronize();
-  for (int r = 0; r < c.ranks; ++r) {
-    BeginCombine(ranks, r, forward[r], nullptr, 0);
-    FinishCombine(ranks, r, forward[r], nullptr, 0, device_residuals[r].get());
-  }
+  BeginCombine(ranks, forward, {}, 0);
+  FinishCombine(ranks, forward, {}, 0, residual_pointers);
   ranks.Synchronize();
   CombineRowsRef(ref, Pointers(rows), Pointers(residuals), MutablePointers(outs));
   for (int r = 0; r < c.ranks; ++r) {
@@ -256,11 +283,8 @@ TEST_P(DispatchCases, HasTheBitsOfTheReference) {
     forward[r].out.Upload(Poisoned<Bf16>(forward[r].out.size()));
   }
   ranks.Synchronize();
-  for (int r = 0; r < c.ranks; ++r) {
-    BeginDispatch(ranks, r, forward[r], false);
-    FinishDispatch(ranks, r, forward[r], false);
-    ranks.Join(r);
-  }
+  BeginDispatch(ranks, forward, false);
+  FinishDispatch(ranks, forward, false);
   ranks.Synchronize();
   ExpectRows(ref, forward, false);
   for (int r = 0; r < c.ranks; ++r) {
@@ -268,10 +292,8 @@ TEST_P(DispatchCases, HasTheBitsOfTheReference) {
     forward[r].rows.Upload(rows[r]);
   }
   ranks.Synchronize();
-  for (int r = 0; r < c.ranks; ++r) {
-    BeginCombine(ranks, r, forward[r], device_partials[r].get(), num_partials);
-    FinishCombine(ranks, r, forward[r], device_partials[r].get(), num_partials, nullptr);
-  }
+  BeginCombine(ranks, forward, partial_pointers, num_partials);
+  FinishCombine(ranks, forward, partial_pointers, num_partials, {});
   ranks.Synchronize();
   CombineRowsRef(ref, Pointers(rows), {}, MutablePointers(outs));
   CombinePartialsRef(ref, Pointers(partials), num_partials, MutablePointers(sums));
@@ -337,18 +359,16 @@ TEST_F(DispatchTest, TwoTransfersAreInFlight) {
   const DispatchPlanRef ref_a = PlanRef(shape, a, max_rows), ref_b = PlanRef(shape, b, max_rows);
   ranks.Synchronize();
   for (int repeat = 0; repeat < 3; ++repeat) {
-    for (int r = 0; r < shape.ranks; ++r) {
-      EnqueuePlan(ranks, r, a[r]);
-      BeginDispatch(ranks, r, a[r], true);
-      EnqueuePlan(ranks, r, b[r]);
-      BeginDispatch(ranks, r, b[r], true);
-      FinishDispatch(ranks, r, a[r], true);
-      FinishDispatch(ranks, r, b[r], true);
-      BeginCombine(ranks, r, a[r], nullptr, 0);
-      BeginCombine(ranks, r, b[r], nullptr, 0);
-      FinishCombine(ranks, r, a[r], nullptr, 0, nullptr);
-      FinishCombine(ranks, r, b[r], nullptr, 0, nullptr);
-    }
+    MakePlans(ranks, a);
+    BeginDispatch(ranks, a, true);
+    MakePlans(ranks, b);
+    BeginDispatch(ranks, b, true);
+    FinishDispatch(ranks, a, true);
+    FinishDispatch(ranks, b, true);
+    BeginCombine(ranks, a, {}, 0);
+    BeginCombine(ranks, b, {}, 0);
+    FinishCombine(ranks, a, {}, 0, {});
+    FinishCombine(ranks, b, {}, 0, {});
     ranks.Synchronize();
     ExpectNoErrors(ranks);
     for (const auto* transfers : {&a, &b}) {
@@ -377,15 +397,15 @@ TEST_F(DispatchTest, SkipsRowsBeyondTheBudget) {
       MakeTransfers(ranks, shape, {200, 150, 199, 0}, Spread::kOneExpert, max_rows, random);
   const DispatchPlanRef ref = PlanRef(shape, transfers, max_rows);
   ASSERT_GT(ref.needed_rows, max_rows);
+  Partials row_weights;
+  for (const Transfer& t : transfers) row_weights.push_back(t.row_weights.get());
   ranks.Synchronize();
   for (const bool headers : {true, false}) {
-    for (int r = 0; r < shape.ranks; ++r) {
-      if (headers) EnqueuePlan(ranks, r, transfers[r]);
-      BeginDispatch(ranks, r, transfers[r], headers);
-      FinishDispatch(ranks, r, transfers[r], headers);
-      BeginCombine(ranks, r, transfers[r], transfers[r].row_weights.get(), 1);
-      FinishCombine(ranks, r, transfers[r], transfers[r].row_weights.get(), 1, nullptr);
-    }
+    if (headers) MakePlans(ranks, transfers);
+    BeginDispatch(ranks, transfers, headers);
+    FinishDispatch(ranks, transfers, headers);
+    BeginCombine(ranks, transfers, row_weights, 1);
+    FinishCombine(ranks, transfers, row_weights, 1, {});
     ranks.Synchronize();
     ExpectNoErrors(ranks);
     ExpectPlans(ref, transfers);

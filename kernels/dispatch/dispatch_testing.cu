@@ -47,6 +47,15 @@ __global__ void CheckKernel(const PatternParams p, const Bf16* out, const float*
   }
 }
 
+void LoadTestKernels() {
+  cudaFuncAttributes attributes;
+  for (const void* kernel :
+       {reinterpret_cast<const void*>(&DelayKernel), reinterpret_cast<const void*>(&FillKernel),
+        reinterpret_cast<const void*>(&TickKernel), reinterpret_cast<const void*>(&CheckKernel)}) {
+    CudaOrDie(cudaFuncGetAttributes(&attributes, kernel), "load");
+  }
+}
+
 int DrawExpert(const DispatchShape& shape, int k, Spread spread, Random& random) {
   const auto below = [&](int count) { return static_cast<int>(random() % count); };
   switch (spread) {
@@ -73,6 +82,7 @@ InProcessRanks::InProcessRanks(const DispatchShape& shape, uint64_t timeout_ns)
   for (int device = 0; device < num_devices_; ++device) {
     CudaOrDie(cudaSetDevice(device), "device");
     CudaOrDie(DispatchLoad(), "load");
+    LoadTestKernels();
     for (int peer = 0; peer < num_devices_; ++peer) {
       if (peer == device) continue;
       const cudaError_t error = cudaDeviceEnablePeerAccess(peer, 0);

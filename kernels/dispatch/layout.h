@@ -8,13 +8,14 @@ namespace switchyard::kernels {
 
 // Calls that are counted in rounds.
 enum class DispatchKind : int {
-  kExchange = 0,
-  kDispatchPush = 1,
-  kDispatchExpand = 2,
-  kCombinePush = 3,
-  kCombineReduce = 4,
+  kRoute = 0,
+  kExchange = 1,
+  kDispatchPush = 2,
+  kDispatchExpand = 3,
+  kCombinePush = 4,
+  kCombineReduce = 5,
 };
-constexpr int kNumDispatchKinds = 5;
+constexpr int kNumDispatchKinds = 6;
 
 // What one peer tells another, with the round as the tag.
 enum class DispatchSignal : int {
@@ -45,9 +46,11 @@ struct DispatchTables {
 constexpr int kPlaceRowBits = 27;
 constexpr int32_t kPlaceRowMask = (1 << kPlaceRowBits) - 1;
 
-// Tokens that one block of Route counts.
+// Tokens that one block of Route counts; no tokens are one empty segment.
 constexpr int kDispatchSegment = 256;
-constexpr int64_t NumDispatchSegments(int64_t tokens) { return CeilDiv(tokens, kDispatchSegment); }
+constexpr int64_t NumDispatchSegments(int64_t tokens) {
+  return tokens == 0 ? 1 : CeilDiv(tokens, kDispatchSegment);
+}
 
 bool IsSupported(const DispatchGroup& group, const DispatchPlanData& plan);
 

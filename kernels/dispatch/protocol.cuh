@@ -136,25 +136,33 @@ __device__ __forceinline__ uint32_t NextRound(const DispatchView& view, Dispatch
   return view.State(view.group.rank)->rounds[static_cast<int>(kind)] + 1;
 }
 
+// True in all threads of the block that gets here last of the grid; it sees what all blocks wrote.
+// All threads of every block call it, once.
+__device__ inline bool IsLastBlock(const DispatchView& view, DispatchKind kind) {
+  __shared__ bool last;
+  uint32_t* const ticket = &view.State(view.group.rank)->tickets[static_cast<int>(kind)];
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence_system();
+    last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence_system();
+  }
+  __syncthreads();
+  return last;
+}
+
 // Ends a working kernel: its last block tells every peer, and starts the next round. Every thread
 // of the block calls it when its own work is complete: bulk stores too (FinishBulkStores).
 __device__ inline void FinishRound(const DispatchView& view, DispatchKind kind,
                                    DispatchSignal signal, uint32_t round) {
-  __shared__ bool last;
-  DispatchState* const state = view.State(view.group.rank);
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence_system();
-    last = atomicInc(&state->tickets[static_cast<int>(kind)], gridDim.x - 1) == gridDim.x - 1;
-    __threadfence_system();
-  }
-  __syncthreads();
-  if (!last) return;
+  if (!IsLastBlock(view, kind)) return;
   const int peer = threadIdx.x;
   if (peer < view.group.shape.ranks && peer != view.group.rank) {
     StoreReleaseSystem(view.Signal(peer, signal, view.group.rank), Cell(round, 0));
   }
-  if (threadIdx.x == 0) state->rounds[static_cast<int>(kind)] = round;
+  if (threadIdx.x == 0) {
+    view.State(view.group.rank)->rounds[static_cast<int>(kind)] = round;
+  }
 }
 
 // ---- rows through shared memory ----
