@@ -27,8 +27,7 @@
 #include "worker/trainer/models/memory_plan.h"
 #include "worker/trainer/optim/grad_clip.h"
 #include "worker/trainer/optim/nonfinite_guard.h"
-#include "worker/trainer/parallel/collective_dispatcher.h"
-#include "worker/trainer/parallel/local_dispatcher.h"
+#include "worker/trainer/parallel/dispatcher_choice.h"
 #include "worker/trainer/stats.h"
 #include "worker/trainer/step_sums.h"
 
@@ -240,11 +239,21 @@ void Session::Load() {
     guard_ = NonfiniteGuard(config_.optimizer.max_nonfinite_steps, loaded->nonfinite_in_a_row,
                             loaded->skipped_total);
   }
-  if (mesh_.ep_size == 1) {
-    dispatcher_ = std::make_unique<LocalDispatcher>(model_.num_experts);
-  } else {
-    dispatcher_ = std::make_unique<CollectiveDispatcher>((*comms_)[Axis::kEp], model_.num_experts);
+  DispatcherNeeds needs;
+  needs.device = device_;
+  needs.dtype = config_.model.dtype == TrainDtype::kFloat32 ? at::kFloat : at::kBFloat16;
+  needs.num_experts = model_.num_experts;
+  needs.top_k = model_.top_k;
+  needs.hidden = model_.hidden_size;
+  int64_t row_length = train_.file->row_length();
+  for (const TokenSource& source : validation_) {
+    row_length = std::max(row_length, source.file->row_length());
   }
+  needs.max_tokens = config_.batch.local_batch_size * row_length;
+  needs.timeout = config_.parallel.collective_timeout;
+  DispatcherChoice choice = ChooseDispatcher((*comms_)[Axis::kEp], mesh_, needs);
+  SY_LOG(INFO) << "dispatcher kind=" << choice.kind << " reason=\"" << choice.reason << "\"";
+  dispatcher_ = std::move(choice.dispatcher);
   decoder_ = std::make_unique<Decoder>(
       model_, ModelOptions(config_.model, aux_coefficient_, config_.run.deterministic),
       state_->store(), *dispatcher_);
@@ -324,6 +333,7 @@ void Session::FinishStep() {
   const UpdateControl control = queued.control_on_host.has_value()
                                     ? UpdateControl::Decode(queued.control_on_host->Wait())
                                     : queued.control;
+  dispatcher_->CheckHealth();
   TORCH_CHECK(numbers.supervised == queued.supervised, "bug: step ", queued.step,
               ": the ranks saw ", numbers.supervised, " supervised tokens, the global batch has ",
               queued.supervised);
@@ -417,6 +427,7 @@ void Session::Validate(int64_t steps_done) {
       sums.Add(decoder_->Evaluate(ToTensors(source.loader->Get(step, 0))));
     }
     const StepNumbers numbers = sums.Unpack(HostCopy(sums.Reduce(World())).Wait());
+    dispatcher_->CheckHealth();
     const double loss = numbers.ce / static_cast<double>(std::max<int64_t>(numbers.supervised, 1));
     if (!last_validation_loss_.has_value()) last_validation_loss_ = loss;
     ReportFromRankZero(ValidationFrame{steps_done, source.name, loss, numbers.supervised});
