@@ -1,12 +1,8 @@
 // The real switchyard-trainer as processes that talk over Gloo: the same bits as ranks that are
 // threads, and what a gang does when it is stopped, misled or loses a member.
-#include <arpa/inet.h>
-#include <fcntl.h>
+#include "tests/parallel/gang.h"
+
 #include <signal.h>
-#include <spawn.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -15,14 +11,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/fd.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/parallel/tiny_job.h"
 #include "worker/link/frame.h"
 #include "worker/trainer/checkpoint/or_throw.h"
-
-extern char** environ;
 
 namespace switchyard {
 namespace {
@@ -32,127 +25,18 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::SizeIs;
 
-int FreePort() {
-  UniqueFd fd(socket(AF_INET, SOCK_STREAM, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
-  return ntohs(address.sin_port);
-}
-
-// One trainer; killed at the end of the test if it is still there.
-class Process {
- public:
-  // `link`: handed to the child as descriptor 3. Output goes to `output`.
-  Process(std::vector<std::string> args, const std::string& output, UniqueFd link = UniqueFd()) {
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, output.c_str(), O_CREAT | O_TRUNC | O_WRONLY,
-                                     0600);
-    posix_spawn_file_actions_addopen(&actions, 2, (output + ".stderr").c_str(),
-                                     O_CREAT | O_TRUNC | O_WRONLY, 0600);
-    if (link.valid()) posix_spawn_file_actions_adddup2(&actions, link.get(), 3);
-    args.insert(args.begin(), TRAINER_BINARY);
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    EXPECT_EQ(posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
-    posix_spawn_file_actions_destroy(&actions);
-  }
-  ~Process() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-  }
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
-
-  void Signal(int signal) { kill(pid_, signal); }
-  // Exit code, or 128 + signal. Blocks; the test has a time limit of its own.
-  int Wait() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
-
- private:
-  pid_t pid_ = -1;
-};
-
 class GangTest : public testing::Test {
  protected:
-  GangTest() { MakeTinyData(folder_.path()); }
-
-  TinyJob Job(const std::string& name, Gang gang = {}) {
-    TinyJob job;
-    job.folder = folder_.path();
-    job.job_dir = folder_.path() + "/" + name;
-    job.gang = gang;
-    job.master_port = FreePort();
-    std::filesystem::create_directories(job.job_dir);
-    return job;
-  }
-
-  std::string Output(const TinyJob& job, int rank) {
-    return absl::StrCat(job.job_dir, "/rank-", rank, ".out");
-  }
-
-  std::unique_ptr<Process> Start(const TinyJob& job, int rank) {
-    return Start(job, rank, MakeFrame(job, rank));
-  }
-  std::unique_ptr<Process> Start(const TinyJob& job, int rank, const ConfigFrame& frame) {
-    const std::string config = absl::StrCat(job.job_dir, "/config-", rank, ".json");
-    std::ofstream(config) << DumpJson(ToJson(AgentFrame(frame)));
-    return std::make_unique<Process>(std::vector<std::string>{"--config", config},
-                                     Output(job, rank));
-  }
-
-  std::vector<RankFrame> Frames(const TinyJob& job, int rank) {
-    std::ifstream file(Output(job, rank));
-    std::vector<RankFrame> frames;
-    for (std::string line; std::getline(file, line);) {
-      frames.push_back(OrThrow(ParseRankFrame(OrThrow(ParseJson(line, "frame")))));
-    }
-    return frames;
-  }
-
-  RunReport Report(const TinyJob& job) {
-    RunReport report;
-    for (const RankFrame& frame : Frames(job, 0)) report.Add(frame);
-    return report;
-  }
-
-  // Runs all ranks; their exit codes.
-  std::vector<int> Run(const TinyJob& job) {
-    std::vector<std::unique_ptr<Process>> ranks;
-    for (int rank = 0; rank < job.gang.world; ++rank) ranks.push_back(Start(job, rank));
-    std::vector<int> codes;
-    for (auto& rank : ranks) codes.push_back(rank->Wait());
-    return codes;
-  }
-
-  // The last frame of a rank that failed.
-  ErrorFrame Error(const TinyJob& job, int rank) {
-    const std::vector<RankFrame> frames = Frames(job, rank);
-    const auto* error = frames.empty() ? nullptr : std::get_if<ErrorFrame>(&frames.back());
-    EXPECT_NE(error, nullptr) << "rank " << rank << " sent " << frames.size() << " frames";
-    return error == nullptr ? ErrorFrame{} : *error;
-  }
-
-  TempFolder folder_;
+  GangFolder gangs_;
 };
 
 TEST_F(GangTest, ProcessesOverGlooGiveTheBitsOfThreads) {
   for (const Gang& gang : std::vector<Gang>{{1, 1, 1}, {2, 1, 1}, {2, 1, 2}, {4, 1, 2}}) {
     const std::string name = absl::StrCat(gang.world, "x", gang.ep);
-    const TinyJob processes = Job("processes-" + name, gang);
-    ASSERT_THAT(Run(processes), testing::Each(0)) << name;
-    const RunReport gloo = Report(processes);
-    const RunReport threads = RunInThreads(Job("threads-" + name, gang));
+    const TinyJob processes = gangs_.Job("processes-" + name, gang);
+    ASSERT_THAT(gangs_.Run(processes), testing::Each(0)) << name;
+    const RunReport gloo = gangs_.Report(processes);
+    const RunReport threads = RunInThreads(gangs_.Job("threads-" + name, gang));
     ASSERT_THAT(gloo.steps, SizeIs(14));
     EXPECT_EQ(gloo.Losses(), threads.Losses()) << name;
     ASSERT_THAT(gloo.checkpoints, SizeIs(1));
@@ -186,7 +70,7 @@ class LinkTest : public GangTest {
     SocketPair pair = OrThrow(MakeSocketPair());
     Linked linked;
     linked.process = std::make_unique<Process>(std::vector<std::string>{"--link-fd", "3"},
-                                               Output(job, rank), std::move(pair.second));
+                                               gangs_.Output(job, rank), std::move(pair.second));
     linked.agent = std::make_unique<FrameChannel>(std::move(pair.first));
     linked.Send(MakeFrame(job, rank));
     return linked;
@@ -194,7 +78,7 @@ class LinkTest : public GangTest {
 };
 
 TEST_F(LinkTest, AStopFrameToOneRankStopsAllAfterTheStepWithACheckpoint) {
-  TinyJob job = Job("stop", {2, 1, 2});
+  TinyJob job = gangs_.Job("stop", {2, 1, 2});
   job.max_steps = 1000000;
   Linked zero = StartLinked(job, 0), one = StartLinked(job, 1);
   std::vector<RankFrame> frames, others;
@@ -216,7 +100,7 @@ TEST_F(LinkTest, AStopFrameToOneRankStopsAllAfterTheStepWithACheckpoint) {
 }
 
 TEST_F(LinkTest, ASignalStopsWithACheckpointToo) {
-  TinyJob job = Job("signal");
+  TinyJob job = gangs_.Job("signal");
   job.max_steps = 1000000;
   Linked rank = StartLinked(job, 0);
   std::vector<RankFrame> frames;
@@ -229,7 +113,7 @@ TEST_F(LinkTest, ASignalStopsWithACheckpointToo) {
 }
 
 TEST_F(LinkTest, AClosedLinkStopsTheGangWithoutACheckpoint) {
-  TinyJob job = Job("closed", {2, 1, 1});
+  TinyJob job = gangs_.Job("closed", {2, 1, 1});
   job.max_steps = 1000000;
   Linked zero = StartLinked(job, 0), one = StartLinked(job, 1);
   std::vector<RankFrame> frames;
@@ -242,7 +126,7 @@ TEST_F(LinkTest, AClosedLinkStopsTheGangWithoutACheckpoint) {
 }
 
 TEST_F(LinkTest, ARefusedFinalCheckpointFailsTheGang) {
-  TinyJob job = Job("refused", {2, 1, 2});
+  TinyJob job = gangs_.Job("refused", {2, 1, 2});
   job.max_steps = 2;
   Linked zero = StartLinked(job, 0), one = StartLinked(job, 1);
   std::vector<RankFrame> frames;
@@ -264,7 +148,7 @@ TEST_F(LinkTest, ARefusedFinalCheckpointFailsTheGang) {
 }
 
 TEST_F(LinkTest, ALostRankIsAnErrorOnTheOthersAtOnce) {
-  TinyJob job = Job("lost", {2, 1, 2});
+  TinyJob job = gangs_.Job("lost", {2, 1, 2});
   job.max_steps = 1000000;
   Linked zero = StartLinked(job, 0), one = StartLinked(job, 1);
   std::vector<RankFrame> frames;
@@ -286,7 +170,7 @@ TEST_F(GangTest, BadInputsAreNamedWithTheirReason) {
     FailureReason reason;
     const char* message;
   };
-  std::ofstream(folder_.path() + "/broken.tok")
+  std::ofstream(gangs_.path() + "/broken.tok")
       << "not a token file at all, but long enough to read";
   const std::vector<Row> rows = {
       {"model", [](ConfigFrame& f) { f.job["model"]["path"] = "/nowhere"; },
@@ -297,7 +181,7 @@ TEST_F(GangTest, BadInputsAreNamedWithTheirReason) {
        FailureReason::kConfigInvalid, "ep_size 2 does not divide the 1 ranks"},
       {"device", [](ConfigFrame& f) { f.device = "cuda:0"; }, FailureReason::kConfigInvalid,
        "\"cuda:0\""},
-      {"tokens", [&](ConfigFrame& f) { f.train_tokens = folder_.path() + "/broken.tok"; },
+      {"tokens", [&](ConfigFrame& f) { f.train_tokens = gangs_.path() + "/broken.tok"; },
        FailureReason::kDataInvalid, "broken.tok"},
       {"weights", [](ConfigFrame& f) { f.job["model"]["random_init"] = false; },
        FailureReason::kCheckpointInvalid, "model.safetensors"},
@@ -305,18 +189,18 @@ TEST_F(GangTest, BadInputsAreNamedWithTheirReason) {
        FailureReason::kCheckpointInvalid, "/nowhere/step-3"},
   };
   for (const Row& row : rows) {
-    const TinyJob job = Job(row.name);
+    const TinyJob job = gangs_.Job(row.name);
     ConfigFrame frame = MakeFrame(job, 0);
     row.spoil(frame);
-    EXPECT_EQ(Start(job, 0, frame)->Wait(), kExitError) << row.name;
-    const ErrorFrame error = Error(job, 0);
+    EXPECT_EQ(gangs_.Start(job, 0, frame)->Wait(), kExitError) << row.name;
+    const ErrorFrame error = gangs_.Error(job, 0);
     EXPECT_EQ(error.reason, row.reason) << row.name << ": " << error.message;
     EXPECT_THAT(error.message, HasSubstr(row.message)) << row.name;
   }
 }
 
 TEST_F(GangTest, TheCommandLineIsChecked) {
-  const std::string output = folder_.path() + "/usage.out";
+  const std::string output = gangs_.path() + "/usage.out";
   EXPECT_EQ(Process({"--confg", "x"}, output).Wait(), 2);
   EXPECT_EQ(Process({}, output).Wait(), 2);
   EXPECT_EQ(Process({"--help"}, output).Wait(), 0);
