@@ -76,13 +76,14 @@ absl::Status RestoreState(Store& store, LeaseTable& leases, Publisher& publisher
   RETURN_IF_ERROR(publisher.Recover());
   ASSIGN_OR_RETURN(const std::vector<NodeRecord> nodes, store.ListNodes());
   for (const NodeRecord& node : nodes) {
-    if (!node.lost) leases.Restore({node.id, node.incarnation}, HomeOf(node));
+    if (!node.lost) leases.Restore({node.id, node.incarnation}, HomeOf(node), node.lease_ttl);
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<v1::RegisterResponse> AgentGateway::Register(const v1::RegisterRequest& request) {
-  const NodeRecord node = FromProto(request);
+  NodeRecord node = FromProto(request);
+  node.lease_ttl = lease_config_.ttl;
   const NodeLease lease{node.id, node.incarnation};
   RETURN_IF_ERROR(CheckIdentity(lease));
   std::set<int32_t> indices;
@@ -176,16 +177,25 @@ absl::StatusOr<CheckpointRecord> AgentGateway::CommitCheckpoint(
 absl::Status AgentSession::Heartbeat(const v1::SessionRequest& request) {
   const NodeLease from = SenderOf(request);
   RETURN_IF_ERROR(CheckIdentity(from));
-  absl::MutexLock lock(&mu_);
-  if (lease_ && !(*lease_ == from)) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "IDENTITY_INVALID",
-                     "a session belongs to one incarnation of one node");
+  bool first = false;
+  {
+    absl::MutexLock lock(&mu_);
+    if (lease_ && !(*lease_ == from)) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "IDENTITY_INVALID",
+                       "a session belongs to one incarnation of one node");
+    }
+    RETURN_IF_ERROR(StaleIncarnation(gateway_.leases_.Renew(from), from));
+    first = !lease_;
+    lease_ = from;
+    heartbeat_ = std::max(heartbeat_, request.heartbeat());
+    live_ = ToIds(request.live_attempts());
+    ack_due_ = true;
   }
-  RETURN_IF_ERROR(StaleIncarnation(gateway_.leases_.Renew(from), from));
-  lease_ = from;
-  heartbeat_ = std::max(heartbeat_, request.heartbeat());
-  live_ = ToIds(request.live_attempts());
-  ack_due_ = true;
+  if (!first) return absl::OkStatus();
+  // It has had the answer to its registration, or there would be no session.
+  const absl::Status settled =
+      gateway_.store_.SettleLease(from.node, from.incarnation, gateway_.lease_config_.ttl);
+  if (!settled.ok()) SY_LOG(WARNING) << "lease not settled node=" << from.node << " " << settled;
   return absl::OkStatus();
 }
 

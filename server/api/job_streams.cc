@@ -39,12 +39,15 @@ class OutStream : public grpc::ServerWriteReactor<Response>, public PumpedStream
     }
     End(status);
   }
+        if (position_.event == 0) position_.event = job.first_event - 1;
 
   absl::optional<absl::Duration> Step(const Wakeup& wakeup) final {
     const absl::Duration now = context_.clock.Monotonic();
     if (writing_) {
       if (wakeup.stopping || now - last_write_ > kStallLimit) call_->TryCancel();
       return std::max(last_write_ + kStallLimit, now) + absl::Seconds(1);
+    // Also in the middle: a reader may be slower than what the history is kept for.
+    if (position_.event + 1 < job.first_event) return HistoryPruned(job.first_event);
     }
     if (broken_) {
       End(absl::CancelledError("the caller has gone"));

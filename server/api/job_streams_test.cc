@@ -93,6 +93,51 @@ TEST_F(CoordinatorTest, AWatchGoesOnExactlyAfterItsToken) {
             grpc::StatusCode::INVALID_ARGUMENT);
 }
 
+TEST_F(CoordinatorTest, WatchOfAPrunedHistorySaysWhereItBegins) {
+  const std::string job = Submit("j");
+  v1::PauseJobRequest pause;
+  pause.set_name(job);
+  v1::PauseJobResponse paused;
+  ASSERT_TRUE(jobs_->PauseJob(MakeCall().get(), pause, &paused).ok());
+  ASSERT_TRUE(Cancel(job).ok());
+  v1::WatchJobRequest request;
+  request.set_name(job);
+  std::vector<std::string> tokens;
+  int64_t last = 0;
+  ASSERT_TRUE(Watch(request, [&](const v1::WatchJobResponse& r) {
+                tokens.push_back(r.resume_token());
+                last = r.event().sequence();
+                return false;
+              }).ok());
+  ASSERT_GE(last, 3);
+  server_.reset();
+  {
+    StoreOptions options;
+    options.folder = config_.state_dir;
+    const auto store = Store::Open(std::move(options), RealClock::Get());
+    ASSERT_THAT(store, IsOk());
+    ASSERT_TRUE(*(*store)->PruneHistory(absl::Now() + absl::Hours(1)));
+  }
+  StartServer();
+  const auto none = [](const auto&) { return false; };
+  request.set_resume_token(tokens[0]);
+  EXPECT_EQ(Watch(request, none).error_code(), grpc::StatusCode::OUT_OF_RANGE);
+  request.clear_resume_token();
+  request.set_after_sequence(1);
+  const grpc::Status refused = Watch(request, none);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::OUT_OF_RANGE);
+  EXPECT_THAT(refused.error_message(), testing::HasSubstr("before event " + std::to_string(last)));
+  request.clear_after_sequence();
+  int64_t first = 0;
+  EXPECT_TRUE(Watch(request, [&](const auto& r) {
+                first = r.event().sequence();
+                return false;
+              }).ok());
+  EXPECT_EQ(first, last) << "from the start begins where the history does";
+  request.set_resume_token(tokens.back());
+  EXPECT_TRUE(Watch(request, none).ok()) << "nothing was missed";
+}
+
 TEST_F(CoordinatorTest, ManyIdleWatchersNeedNoThreadsEach) {
   const std::string job = Submit("j");
   const auto threads = [] {

@@ -52,4 +52,11 @@ absl::StatusOr<HistoryPosition> ParseResumeToken(absl::string_view token,
   return position;
 }
 
+absl::Status HistoryPruned(int64_t first_event) {
+  return MakeError(absl::StatusCode::kOutOfRange, "RESUME_TOKEN_EXPIRED",
+                   absl::StrCat("the job ended long ago and its history before event ", first_event,
+                                " was removed; watch from the start, or from there"),
+                   {{"earliest_sequence", absl::StrCat(first_event)}});
+}
+
 }  // namespace switchyard

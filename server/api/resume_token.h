@@ -20,6 +20,10 @@ absl::StatusOr<HistoryPosition> ParseResumeToken(absl::string_view token,
                                                  absl::string_view database_uuid,
                                                  absl::string_view job_uid);
 
+// For a position, of a token or a request, before the first event that is kept: OutOfRange
+// RESUME_TOKEN_EXPIRED with that one's number in its metadata.
+absl::Status HistoryPruned(int64_t first_event);
+
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_SERVER_API_RESUME_TOKEN_H_

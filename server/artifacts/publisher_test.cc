@@ -9,6 +9,7 @@
 #include "base/status_matchers.h"
 #include "base/thread.h"
 #include "server/artifacts/publisher_testing.h"
+#include "server/store/artifact_root.h"
 
 namespace switchyard {
 namespace {
@@ -104,6 +105,23 @@ TEST_F(PublisherTest, ArtifactsThatCannotBeReachedRejectNothing) {
   EXPECT_THAT(publisher_->ResumePath(job), StatusIs(absl::StatusCode::kUnavailable));
   std::filesystem::rename(root_ + ".away", root_);
   EXPECT_EQ(*publisher_->ResumePath(job), Final(5));
+}
+
+// What an unmounted file system shows: the empty folder under it.
+TEST_F(PublisherTest, NothingIsConcludedFromARootThatIsNotTheOne) {
+  ASSERT_THAT(ClaimArtifactRoot(*store_, root_), IsOk());
+  const CommitRequest request = Write(5);
+  ASSERT_THAT(store_->BeginCheckpoint(node_, incarnation_, request.checkpoint), IsOk());
+  std::filesystem::rename(root_, root_ + ".away");
+  std::filesystem::create_directory(root_);
+  EXPECT_THAT(publisher_->Recover(), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(store_->CheckpointsIn(CheckpointState::kCommitting).value(), testing::SizeIs(1));
+  EXPECT_THAT(publisher_->Commit(request), StatusIs(absl::StatusCode::kUnavailable))
+      << "the agent asks again";
+  std::filesystem::remove(root_);
+  std::filesystem::rename(root_ + ".away", root_);
+  ASSERT_THAT(publisher_->Commit(request), IsOk());
+  EXPECT_TRUE(std::filesystem::exists(Final(5)));
 }
 
 // Checksums read by a thread.

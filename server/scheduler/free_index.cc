@@ -101,8 +101,18 @@ bool FreeIndex::CouldHold(int num_ranks, const std::vector<NodeId>& nodes) const
   return usable >= num_ranks;
 }
 
+int FreeIndex::FreeOutside(const std::vector<NodeId>& avoided) const {
+  int free = free_;
+  for (const NodeId& node : avoided) {
+    const int slot = FindSlot(node);
+    if (slot >= 0) free -= slots_[slot].free;
+  }
+  return free;
+}
+
 std::vector<NodeId> FreeIndex::NodesToHold(int num_ranks,
-                                           const std::vector<std::pair<NodeId, int>>& freed) const {
+                                           const std::vector<std::pair<NodeId, int>>& freed,
+                                           const std::vector<NodeId>& avoided) const {
   struct Choice {
     int slot;
     int free;
@@ -121,6 +131,7 @@ std::vector<NodeId> FreeIndex::NodesToHold(int num_ranks,
   int enough = 0;
   for (const Choice& choice : choices) {
     if (enough >= num_ranks) break;
+    if (Avoids(choice.slot, avoided)) continue;
     enough += freed.empty() ? slots_[choice.slot].usable : choice.free;
     nodes.push_back(slots_[choice.slot].node->id);
   }

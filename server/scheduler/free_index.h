@@ -5,6 +5,7 @@
 
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -33,11 +34,14 @@ class FreeIndex {
   // From now on Take leaves these nodes out.
   void Hold(const std::vector<NodeId>& nodes);
 
-  // The nodes with the most free devices, where those of `freed` (devices that will be free, by
-  // node, sorted) count too, until `num_ranks` devices are free on them; without `freed`, until so
-  // many could ever be. Sorted by id. Empty: there are not enough.
-  std::vector<NodeId> NodesToHold(int num_ranks,
-                                  const std::vector<std::pair<NodeId, int>>& freed) const;
+  // Of free(), those on other nodes than `avoided` (sorted).
+  int FreeOutside(const std::vector<NodeId>& avoided) const;
+
+  // The nodes with the most free devices, none of `avoided` (sorted), where those of `freed`
+  // (devices that will be free, by node, sorted) count too, until `num_ranks` devices are free on
+  // them; without `freed`, until so many could ever be. Sorted by id. Empty: there are not enough.
+  std::vector<NodeId> NodesToHold(int num_ranks, const std::vector<std::pair<NodeId, int>>& freed,
+                                  const std::vector<NodeId>& avoided) const;
   // Whether all devices of these nodes, busy or not, are enough.
   bool CouldHold(int num_ranks, const std::vector<NodeId>& nodes) const;
   // Whether the node has devices of this kind and may get work.

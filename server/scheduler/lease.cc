@@ -1,5 +1,7 @@
 #include "server/scheduler/lease.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "server/error.h"
 
@@ -10,8 +12,10 @@ LeaseTable::Entry LeaseTable::MakeEntry(const NodeLease& lease, const AgentHome&
   return {lease.incarnation, home, now + config_.ttl + config_.slack(), now, clock_.Now()};
 }
 
-void LeaseTable::Restore(const NodeLease& lease, const AgentHome& home) {
+void LeaseTable::Restore(const NodeLease& lease, const AgentHome& home, absl::Duration believed) {
   Entry entry = MakeEntry(lease, home);
+  entry.expires =
+      std::max(entry.expires, clock_.Monotonic() + believed + LeaseConfig::SlackOf(believed));
   entry.heard = -absl::InfiniteDuration();
   entry.heard_wall = absl::InfinitePast();
   absl::MutexLock lock(&mu_);
@@ -53,8 +57,19 @@ absl::Status LeaseTable::Acquire(const NodeLease& lease, const AgentHome& home) 
                        {{"node", lease.node.value()}, {"incarnation", lease.incarnation.value()}});
     }
   }
+  if (it != leases_.end() && now < it->second.expires && it->second.home.boot_id == home.boot_id) {
+    entry.expires = std::max(entry.expires, it->second.expires);
+  }
   leases_[lease.node] = std::move(entry);
   return absl::OkStatus();
+}
+
+absl::Duration LeaseTable::LongestLeft() {
+  absl::MutexLock lock(&mu_);
+  absl::Duration longest = config_.ttl + config_.slack();
+  const absl::Duration now = clock_.Monotonic();
+  for (const auto& [node, entry] : leases_) longest = std::max(longest, entry.expires - now);
+  return longest;
 }
 
 absl::Status LeaseTable::Renew(const NodeLease& lease) {

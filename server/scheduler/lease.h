@@ -24,7 +24,8 @@ struct LeaseConfig {
   absl::Duration ttl = absl::Seconds(120);
   absl::Duration heartbeat = absl::Seconds(5);
   // Added to the TTL before a node is called lost: 2 s + 1 % for clocks that drift.
-  absl::Duration slack() const { return absl::Seconds(2) + ttl / 100; }
+  absl::Duration slack() const { return SlackOf(ttl); }
+  static absl::Duration SlackOf(absl::Duration ttl) { return absl::Seconds(2) + ttl / 100; }
   // Without a heartbeat for this long a node gets no new work; what it runs goes on.
   absl::Duration suspicion() const { return heartbeat * 3; }
 };
@@ -47,14 +48,17 @@ class LeaseTable {
  public:
   LeaseTable(const LeaseConfig& config, Clock& clock) : config_(config), clock_(clock) {}
 
-  // A node stored by an earlier run: leased, but not reachable until it is heard from.
-  void Restore(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);
+  // A node stored by an earlier run: leased, but not reachable until it is heard from. `believed`:
+  // the lease that run may have given it, which counts when it is longer than ours.
+  void Restore(const NodeLease& lease, const AgentHome& home,
+               absl::Duration believed = absl::ZeroDuration()) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // For a registration. A later life of the same agent takes over, in the same boot of its machine
-  // or in a later one, which proves the end of all that ran before; Aborted STALE_INCARNATION for
-  // an earlier one, whose message was held up. Errors, until the lease has ended: AlreadyExists
-  // NODE_NAME_TAKEN: another machine holds the name; AlreadyExists STATE_FOLDER_DIFFERS: another
-  // agent of the same machine does.
+  // For a registration. A lease that was to last longer does so until the first heartbeat: the
+  // agent may never see the answer. A later life of the same agent takes over, in the same boot of
+  // its machine or in a later one, which proves the end of all that ran before; Aborted
+  // STALE_INCARNATION for an earlier one, whose message was held up. Errors, until the lease has
+  // ended: AlreadyExists NODE_NAME_TAKEN: another machine holds the name; AlreadyExists
+  // STATE_FOLDER_DIFFERS: another agent of the same machine does.
   absl::Status Acquire(const NodeLease& lease, const AgentHome& home) ABSL_LOCKS_EXCLUDED(mu_);
 
   // A heartbeat. Errors: Aborted: not the holder, or the lease has expired.
@@ -66,6 +70,9 @@ class LeaseTable {
 
   // Takes out and answers the leases that have ended.
   std::vector<NodeLease> TakeExpired() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Until the last of the leases that are held now would end.
+  absl::Duration LongestLeft() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Leased nodes; whether they were heard from lately.
   std::map<NodeId, bool> Reachable() ABSL_LOCKS_EXCLUDED(mu_);

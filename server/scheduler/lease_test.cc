@@ -137,6 +137,25 @@ TEST_F(LeaseTest, ARestoredNodeHasAWholeLeaseButIsNotReachable) {
   EXPECT_TRUE(leases_.Reachable().at(NodeId("n")));
 }
 
+// The coordinator was started with a shorter lease: an agent that cannot reach it keeps the old
+// one.
+TEST_F(LeaseTest, ARestoredNodeIsNotLostBeforeTheLeaseThatItBelievesIn) {
+  const absl::Duration before = absl::Minutes(10);
+  leases_.Restore(first_, {"boot", "/state"}, before);
+  EXPECT_EQ(leases_.LongestLeft(), before + LeaseConfig::SlackOf(before));
+  clock_.Advance(config_.ttl + config_.slack());
+  EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
+  clock_.Advance(absl::Minutes(1));
+  // The answer to this may be lost: it still believes in the old one.
+  ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
+  clock_.Advance(config_.ttl + config_.slack());
+  EXPECT_THAT(leases_.TakeExpired(), IsEmpty());
+  // A heartbeat proves that it has the new one.
+  ASSERT_THAT(leases_.Renew(first_), IsOk());
+  clock_.Advance(config_.ttl + config_.slack());
+  EXPECT_THAT(leases_.TakeExpired(), ElementsAre(first_));
+}
+
 TEST_F(LeaseTest, ASilentNodeBecomesUnreachableLongBeforeItIsLost) {
   ASSERT_THAT(leases_.Acquire(first_, {"boot", "/state"}), IsOk());
   EXPECT_TRUE(leases_.Reachable().at(NodeId("n")));

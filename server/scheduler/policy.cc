@@ -125,18 +125,21 @@ class Decision {
   void BecomeHead(const WaitingJob& job, Kind& kind) {
     kind.has_head = true;
     Hold hold{job.id, kind.index.kind(), {}};
-    const Victims victims = ChooseVictims(job, snapshot_.gangs, kind.index);
+    // As in Consider: what it will not be placed on is neither freed nor held for it.
+    const std::vector<NodeId> avoided =
+        EnoughWithout(kind, job) ? job.avoided : std::vector<NodeId>();
+    const Victims victims = ChooseVictims(job, snapshot_.gangs, kind.index, avoided);
     const auto before =
         std::find_if(snapshot_.holds.begin(), snapshot_.holds.end(),
                      [&](const Hold& h) { return h.job == hold.job && h.kind == hold.kind; });
     if (victims.possible) {
       plan_.preemptions.insert(plan_.preemptions.end(), victims.gangs.begin(), victims.gangs.end());
-      hold.nodes = kind.index.NodesToHold(job.num_ranks, victims.freed);
-    } else if (before != snapshot_.holds.end() &&
+      hold.nodes = kind.index.NodesToHold(job.num_ranks, victims.freed, avoided);
+    } else if (before != snapshot_.holds.end() && avoided.empty() &&
                kind.index.CouldHold(job.num_ranks, before->nodes)) {
       hold.nodes = before->nodes;
     }
-    if (hold.nodes.empty()) hold.nodes = kind.index.NodesToHold(job.num_ranks, {});
+    if (hold.nodes.empty()) hold.nodes = kind.index.NodesToHold(job.num_ranks, {}, avoided);
     kind.index.Hold(hold.nodes);
     plan_.holds.push_back(std::move(hold));
   }

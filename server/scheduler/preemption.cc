@@ -7,11 +7,25 @@
 namespace switchyard {
 namespace {
 
+// Which nodes the job could use.
+class Usable {
+ public:
+  Usable(const FreeIndex& index, const std::vector<NodeId>& avoided)
+      : index_(index), avoided_(avoided) {}
+  bool operator()(const NodeId& node) const {
+    return index_.IsUsable(node) && !std::binary_search(avoided_.begin(), avoided_.end(), node);
+  }
+
+ private:
+  const FreeIndex& index_;
+  const std::vector<NodeId>& avoided_;
+};
+
 // Devices that the job could use once the gang has gone.
-int Worth(const GangOnNodes& gang, const FreeIndex& index) {
+int Worth(const GangOnNodes& gang, const Usable& usable) {
   int devices = 0;
   for (const GangMember& member : gang.members) {
-    if (index.IsUsable(member.node)) devices += static_cast<int>(member.devices.size());
+    if (usable(member.node)) devices += static_cast<int>(member.devices.size());
   }
   return devices;
 }
@@ -31,14 +45,15 @@ bool LessValuable(const Candidate& a, const Candidate& b) {
 }  // namespace
 
 Victims ChooseVictims(const WaitingJob& job, const std::vector<GangOnNodes>& gangs,
-                      const FreeIndex& index) {
+                      const FreeIndex& index, const std::vector<NodeId>& avoided) {
   Victims victims;
-  int missing = job.num_ranks - index.free();
+  const Usable usable(index, avoided);
+  int missing = job.num_ranks - index.FreeOutside(avoided);
   std::vector<Candidate> candidates;
   std::vector<const GangOnNodes*> leaving;
   for (const GangOnNodes& gang : gangs) {
     if (!gang.stopping && gang.priority >= job.priority) continue;
-    const int worth = Worth(gang, index);
+    const int worth = Worth(gang, usable);
     if (worth == 0) continue;
     if (gang.stopping) {
       missing -= worth;
@@ -71,7 +86,7 @@ Victims ChooseVictims(const WaitingJob& job, const std::vector<GangOnNodes>& gan
   std::map<NodeId, int> freed;
   for (const GangOnNodes* gang : leaving) {
     for (const GangMember& member : gang->members) {
-      if (index.IsUsable(member.node)) {
+      if (usable(member.node)) {
         freed[member.node] += static_cast<int>(member.devices.size());
       }
     }

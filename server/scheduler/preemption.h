@@ -20,9 +20,10 @@ struct Victims {
 };
 
 // The least valuable set: lower priority first; then those that can resume, then the youngest, then
-// the smallest. Only gangs of a lower priority than the job's are taken.
+// the smallest. Only gangs of a lower priority than the job's are taken. Devices on nodes of
+// `avoided` (sorted) count for nothing: the job would not be placed there.
 Victims ChooseVictims(const WaitingJob& job, const std::vector<GangOnNodes>& gangs,
-                      const FreeIndex& index);
+                      const FreeIndex& index, const std::vector<NodeId>& avoided);
 
 }  // namespace switchyard
 

@@ -114,6 +114,27 @@ TEST_F(PreemptionTest, GangsOnNodesThatCannotBeUsedAreLeftAlone) {
   EXPECT_THAT(VictimsOf(Job("high", 8, 10)), ElementsAre("mid"));
 }
 
+// Else a gang is stopped, its devices do not suit the job, it comes back and is stopped again.
+TEST_F(PreemptionTest, GangsOnNodesThatTheJobAvoidsAreLeftAlone) {
+  cluster_.nodes = {Node("a", 8), Node("b", 8), Node("c", 8)};
+  Run("low", 0, "a", {0, 1, 2, 3, 4, 5, 6, 7});
+  Run("mid", 1, "b", {0, 1, 2, 3, 4, 5, 6, 7});
+  Run("equal", 10, "c", {0, 1, 2, 3, 4, 5, 6, 7});
+  WaitingJob job = Job("high", 8, 10);
+  job.avoided = {NodeId("a")};
+  EXPECT_THAT(VictimsOf(job), ElementsAre("mid"));
+  ASSERT_EQ(plan_.holds.size(), 1u);
+  EXPECT_THAT(plan_.holds[0].nodes, ElementsAre(NodeId("b")));
+  // Free devices there are no help either.
+  cluster_.gangs.erase(cluster_.gangs.begin());
+  for (DeviceView& d : cluster_.nodes[0].devices) d.busy = false;
+  EXPECT_THAT(VictimsOf(job), ElementsAre("mid"));
+  // Where nothing else is enough, nothing is avoided.
+  job.avoided = {NodeId("a"), NodeId("b"), NodeId("c")};
+  cluster_.nodes[0].cordoned = true;
+  EXPECT_THAT(VictimsOf(job), ElementsAre("mid"));
+}
+
 TEST_F(PreemptionTest, FreedDevicesGoToTheJobTheyWereFreedFor) {
   cluster_.nodes = {Node("a", 8)};
   Run("leaving", 0, "a", {0, 1, 2, 3}).stopping = true;

@@ -217,12 +217,17 @@ absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
     {
       // What operators said about the node stays.
       const NodeScheduling scheduling = before ? before->scheduling : NodeScheduling::kActive;
+      // The answer with the shorter lease may never arrive: see SettleLease.
+      absl::Duration ttl = node.lease_ttl;
+      if (before && !before->lost && before->boot_id == node.boot_id) {
+        ttl = std::max(ttl, before->lease_ttl);
+      }
       ASSIGN_OR_RETURN(Query query, tx.db.Prepare("INSERT OR REPLACE INTO nodes VALUES "
-                                                  "(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)"));
+                                                  "(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)"));
       query.Bind(node.id.value(), node.incarnation.value(), node.boot_id, node.address,
                  node.version, ToRow(node.devices), result.acknowledged_report, node.state_folder,
                  scheduling, before ? before->scheduling_message : std::string(), node.agent_id,
-                 node.boots);
+                 node.boots, absl::ToInt64Milliseconds(ttl));
       RETURN_IF_ERROR(query.Run().status());
     }
     if (before && !same_life) RETURN_IF_ERROR(RestartPlacements(tx, *before, node, live));
@@ -239,6 +244,24 @@ absl::StatusOr<RegisterResult> Store::RegisterNode(const NodeRecord& node,
     return absl::OkStatus();
   }));
   return result;
+}
+
+absl::Status Store::SettleLease(const NodeId& node, const Incarnation& incarnation,
+                                absl::Duration ttl) {
+  bool longer = false;
+  RETURN_IF_ERROR(Read([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(const NodeRecord stored, LoadNode(db, node));
+    longer = stored.incarnation == incarnation && stored.lease_ttl > ttl;
+    return absl::OkStatus();
+  }));
+  if (!longer) return absl::OkStatus();
+  return Write([&](Transaction& tx) -> absl::Status {
+    ASSIGN_OR_RETURN(Query query, tx.db.Prepare("UPDATE nodes SET lease_ttl_ms = ? WHERE name = ? "
+                                                "AND incarnation = ? AND lease_ttl_ms > ?"));
+    const int64_t milliseconds = absl::ToInt64Milliseconds(ttl);
+    query.Bind(milliseconds, node.value(), incarnation.value(), milliseconds);
+    return query.Run().status();
+  });
 }
 
 absl::StatusOr<std::vector<OrderRecord>> Store::TakeOrders(const NodeId& node,

@@ -25,8 +25,10 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "server/records.h"
+#include "server/store/artifact_root.h"
 #include "server/store/database.h"
 #include "server/store/migrations.h"
+#include "server/store/replacement.h"
 #include "server/store/rows.h"
 #include "server/store/state_folder.h"
 
@@ -39,6 +41,20 @@ constexpr int64_t kAttemptGap = 1'000;
 
 Failpoint before_rename("backup.before_rename", FailpointKind::kFallible);
 Failpoint before_replace("restore.before_rename", FailpointKind::kEvent);
+
+// A folder that is not the one of the database's artifacts, or a file system that is not mounted,
+// would look like one from which all checkpoints have vanished.
+absl::Status CheckRootOf(Database& db, const std::string& artifact_root) {
+  ASSIGN_OR_RETURN(Query query,
+                   db.Prepare("SELECT value FROM meta WHERE key = 'artifact_root_id'"));
+  ASSIGN_OR_RETURN(const bool known, query.Step());
+  if (!known || artifact_root.empty()) return absl::OkStatus();
+  const absl::StatusOr<std::string> id = ReadArtifactRootId(artifact_root);
+  if (id.ok() && *id == query.TextAt(0)) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "compare with the artifact root ", artifact_root, ": it is not the one of this database (",
+      id.ok() ? "its id differs" : id.status().message(), "); is it mounted?"));
+}
 
 absl::Status SyncFile(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -236,6 +252,7 @@ absl::StatusOr<RestoreReport> PutInPlace(const std::string& folder, const std::s
         SetMeta(*db, "restore_generation", std::max(generation, before.generation) + 1));
     RETURN_IF_ERROR(SetMeta(*db, "first_attempt", std::max(attempt, before.attempt) + kAttemptGap));
     RETURN_IF_ERROR(SetMeta(*db, "hold_after_restore", 1));
+    RETURN_IF_ERROR(CheckRootOf(*db, artifact_root));
     if (!artifact_root.empty()) RETURN_IF_ERROR(CompareWithArtifacts(*db, artifact_root, report));
     RETURN_IF_ERROR(db->Execute("COMMIT"));
     RETURN_IF_ERROR(db->CheckIntegrity());
@@ -244,18 +261,10 @@ absl::StatusOr<RestoreReport> PutInPlace(const std::string& folder, const std::s
   }
   RETURN_IF_ERROR(SyncFile(path));
   before_replace.Pass();
-  if (Exists(target)) {
-    report.replaced = absl::StrCat(target, ".before-",
-                                   absl::FormatTime("%Y%m%dT%H%M%SZ", now, absl::UTCTimeZone()));
-    for (const char* suffix : {"-wal", "-shm", ""}) {
-      const std::string source = target + suffix;
-      if (Exists(source) && ::rename(source.c_str(), (report.replaced + suffix).c_str()) != 0) {
-        return ErrnoStatus("rename", source, errno);
-      }
-    }
-  }
-  if (::rename(path.c_str(), target.c_str()) != 0) return ErrnoStatus("rename to", target, errno);
-  RETURN_IF_ERROR(SyncFolder(folder));
+  const std::string former = absl::StrCat(
+      target, ".before-", absl::FormatTime("%Y%m%dT%H%M%SZ", now, absl::UTCTimeZone()));
+  if (Exists(target)) report.replaced = former;
+  RETURN_IF_ERROR(ReplaceDatabase(folder, path, former));
   return report;
 }
 
@@ -366,6 +375,7 @@ absl::StatusOr<RestoreReport> Restore(const std::string& folder, const std::stri
   RETURN_IF_ERROR(MakeFolders(folder));
   RETURN_IF_ERROR(CheckLocalFileSystem(folder));
   ASSIGN_OR_RETURN(const UniqueFd lock, LockStateFolder(folder));
+  RETURN_IF_ERROR(FinishReplacement(folder));
   const std::string temporary = DatabasePath(folder) + ".restoring";
   RemoveDatabase(temporary);
   ASSIGN_OR_RETURN(const std::string bytes, ReadFile(from));
@@ -382,8 +392,9 @@ absl::StatusOr<RestoreReport> Restore(const std::string& folder, const std::stri
 absl::StatusOr<RecoverReport> Recover(const std::string& folder, const std::string& artifact_root,
                                       absl::Time now) {
   const std::string path = DatabasePath(folder);
-  if (!Exists(path)) return absl::NotFoundError(absl::StrCat("recover ", path, ": not there"));
   ASSIGN_OR_RETURN(const UniqueFd lock, LockStateFolder(folder));
+  RETURN_IF_ERROR(FinishReplacement(folder));
+  if (!Exists(path)) return absl::NotFoundError(absl::StrCat("recover ", path, ": not there"));
   const std::string temporary = path + ".recovering";
   RemoveDatabase(temporary);
   RecoverReport report;

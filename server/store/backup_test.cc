@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -12,12 +13,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/crc32c.h"
+#include "base/failpoint.h"
 #include "base/fd.h"
 #include "base/json.h"
 #include "base/status_matchers.h"
 #include "base/thread.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/store/artifact_root.h"
 #include "server/store/database.h"
 #include "server/store/migrations.h"
 #include "server/store/state_folder.h"
@@ -169,6 +172,61 @@ TEST_F(BackupTest, RestoreRefusesADamagedBackupAndChangesNothing) {
   EXPECT_FALSE(Restore(state_, folder_ + "/bad.db", artifacts_, kNow).ok());
   EXPECT_EQ(ReadFile(DatabasePath(state_)).value(), before);
   EXPECT_THAT(OpenStore()->GetJob(JobId("projects/p/jobs/a")), IsOk());
+}
+
+// Between any two steps: the next start has the restored database, or the one of before.
+TEST_F(BackupTest, CrashBetweenTheRenamesOfARestoreLosesNothing) {
+  OpenStore()->CreateJob(Job("kept"), {}).status().IgnoreError();
+  ASSERT_THAT(BackUp(state_, folder_ + "/copy.db"), IsOk());
+  int crashes = 0;
+  for (int step = 1;; ++step) {
+    // The log of a coordinator that was killed: it must not meet the restored database.
+    const std::string job = absl::StrCat("made-later-", step);
+    const pid_t killed = ::fork();
+    if (killed == 0) {
+      const auto store = OpenStore();
+      ::_exit(store->CreateJob(Job(job), {}).ok() ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(killed, &status, 0), killed);
+    ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    ASSERT_TRUE(std::filesystem::exists(DatabasePath(state_) + "-wal"));
+    const pid_t restoring = ::fork();
+    if (restoring == 0) {
+      if (!ArmFailpoints(absl::StrCat("restore.between_steps=crash@", step)).ok()) ::_exit(2);
+      ::_exit(Restore(state_, folder_ + "/copy.db", artifacts_, kNow).ok() ? 0 : 1);
+    }
+    ASSERT_EQ(::waitpid(restoring, &status, 0), restoring);
+    const bool crashed = WIFSIGNALED(status);
+    ASSERT_TRUE(crashed || WEXITSTATUS(status) == 0) << step;
+    const auto store = OpenStore();
+    EXPECT_THAT(store->GetJob(JobId("projects/p/jobs/kept")), IsOk()) << step;
+    EXPECT_FALSE(store->GetJob(JobId("projects/p/jobs/" + job)).ok()) << step;
+    EXPECT_TRUE(store->held_after_restore()) << step;
+    EXPECT_FALSE(std::filesystem::exists(DatabasePath(state_) + ".replacing")) << step;
+    if (!crashed) break;
+    ++crashes;
+  }
+  EXPECT_GE(crashes, 5);
+  EXPECT_THAT(CheckState(state_), IsOk());
+}
+
+TEST_F(BackupTest, MissingDatabaseIsNotMadeAnewBesideItsLeftovers) {
+  OpenStore()->CreateJob(Job("a"), {}).status().IgnoreError();
+  std::filesystem::rename(DatabasePath(state_), DatabasePath(state_) + ".before-1");
+  StoreOptions options;
+  options.folder = state_;
+  EXPECT_THAT(Store::Open(options, clock_),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("a database was here")));
+  EXPECT_FALSE(std::filesystem::exists(DatabasePath(state_)));
+}
+
+TEST_F(BackupTest, RestoreDoesNotJudgeAnArtifactRootThatIsNotMounted) {
+  ASSERT_THAT(ClaimArtifactRoot(*OpenStore(), artifacts_), IsOk());
+  ASSERT_THAT(BackUp(state_, folder_ + "/copy.db"), IsOk());
+  std::filesystem::remove(artifacts_ + "/.switchyard-root");
+  EXPECT_THAT(Restore(state_, folder_ + "/copy.db", artifacts_, kNow),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("is it mounted?")));
 }
 
 TEST_F(BackupTest, RecoverReadsAroundADamagedPage) {

@@ -218,6 +218,25 @@ TEST_F(StoreOrdersTest, DrainingMovesGangsAwayAndKeepsOthersOut) {
               StatusIs(absl::StatusCode::kNotFound));
 }
 
+TEST_F(StoreOrdersTest, TheLeaseThatAnAgentMayBelieveInShrinksOnlyWithItsWord) {
+  const auto ttl = [&] { return store_->GetNode(NodeId("a"))->lease_ttl; };
+  NodeRecord node = MakeNode("a", "i-a");
+  node.lease_ttl = absl::Minutes(10);
+  ASSERT_THAT(store_->RegisterNode(node, {}), IsOk());
+  node.lease_ttl = absl::Minutes(1);
+  ASSERT_THAT(store_->RegisterNode(node, {}), IsOk());
+  EXPECT_EQ(ttl(), absl::Minutes(10)) << "the answer may have been lost";
+  ASSERT_THAT(store_->SettleLease(node.id, Incarnation("another"), absl::Minutes(1)), IsOk());
+  EXPECT_EQ(ttl(), absl::Minutes(10));
+  ASSERT_THAT(store_->SettleLease(node.id, node.incarnation, absl::Minutes(1)), IsOk());
+  EXPECT_EQ(ttl(), absl::Minutes(1));
+  node.lease_ttl = absl::Seconds(30);
+  node.boot_id = "next boot";
+  node.incarnation = Incarnation("i-b");
+  ASSERT_THAT(store_->RegisterNode(node, {}), IsOk());
+  EXPECT_EQ(ttl(), absl::Seconds(30)) << "nothing of before the boot is left";
+}
+
 TEST_F(StoreOrdersTest, ANodeConfirmedDeadClosesItsAttemptsAtOnce) {
   Register("a");
   const AttemptId attempt = RunResumable("j", {"a"});

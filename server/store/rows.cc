@@ -254,7 +254,7 @@ CheckpointRecord ReadCheckpoint(const Query& row) {
 
 const char kNodeColumns[] =
     "name, incarnation, boot_id, address, version, devices, lost, acknowledged_report, "
-    "state_folder, scheduling, scheduling_message, agent_id, boots, "
+    "state_folder, scheduling, scheduling_message, agent_id, boots, lease_ttl_ms, "
     "coalesce((SELECT level FROM quarantines q WHERE q.node = nodes.name), 0), "
     "coalesce((SELECT message FROM quarantines q WHERE q.node = nodes.name), '')";
 
@@ -277,7 +277,8 @@ NodeRecord ReadNode(const Query& row) {
   node.scheduling_message = row.TextAt(10);
   node.agent_id = row.TextAt(11);
   node.boots = row.IntAt(12);
-  node.quarantine = {static_cast<int32_t>(row.IntAt(13)), row.TextAt(14)};
+  node.lease_ttl = absl::Milliseconds(row.IntAt(13));
+  node.quarantine = {static_cast<int32_t>(row.IntAt(14)), row.TextAt(15)};
   return node;
 }
 
