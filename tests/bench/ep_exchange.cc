@@ -27,8 +27,7 @@ struct Work {
   at::Tensor weights_TK;  // fp32: each copy's expert, so that a row tells whose it is
   at::Tensor x_TH, residual_TH;
   ops::Permutation by_expert;
-  double push_rows = 0;  // (token, remote rank) pairs
-  double copy_rows = 0;  // token copies for remote ranks
+  double sent_rows = 0;  // (token, remote rank) pairs: what either dispatcher sends
   double load = 0;       // rows of the fullest rank over the mean
 };
 
@@ -50,12 +49,10 @@ Work MakeWork(const Rank& rank, const ModelConfig& config, Routing routing, int6
   work.ids_TK = DrawIds(routing, tokens, config.num_experts, config.top_k, rank.rank());
   const int64_t local = config.num_experts / rank.world();
   const at::Tensor owner_TK = at::floor_divide(work.ids_TK, local);
-  const at::Tensor remote_TK = owner_TK.ne(rank.rank());
   at::Tensor hit_TR = at::zeros({tokens, rank.world()});
   hit_TR.scatter_(1, owner_TK.to(at::kLong), 1.0);
   hit_TR.select(1, rank.rank()).zero_();
-  work.push_rows = hit_TR.sum().item<double>();
-  work.copy_rows = remote_TK.sum().item<double>();
+  work.sent_rows = hit_TR.sum().item<double>();
   at::Tensor rows_R = at::bincount(owner_TK.flatten(), {}, rank.world());
   rank.comms[Axis::kWorld].AllReduceSum(rows_R);
   work.load = rows_R.max().item<double>() / rows_R.to(at::kDouble).mean().item<double>();
@@ -204,7 +201,7 @@ bool RunEpExchange(const EpContext& context) {
             }
             good = good && right;
             const std::map<std::string, double> us = TimePhases(rank, *dispatcher, work);
-            const double rows = rank.Sum(push ? work.push_rows : work.copy_rows) / rank.world();
+            const double rows = rank.Sum(work.sent_rows) / rank.world();
             const double bytes = rows * static_cast<double>(hidden) * 2;
             if (!rank.first()) continue;
             std::printf("%-10s %-8s %6lld %6lld %6lld %5.2f %8.1f %8.1f", Name(kind), Name(routing),

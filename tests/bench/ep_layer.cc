@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdio>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -123,9 +124,9 @@ bool IsRight(const Rank& rank, const Block& block, BlockRun& run) {
                   Close(mine, ddown_EF.narrow(0, rank.rank() * mine.size(0), mine.size(0))));
 }
 
+// Of the push dispatcher: what stores to a peer or waits for one; its local copies are computation.
 bool IsTransfer(const std::string& kernel) {
-  for (const char* name : {"nccl", "DispatchPush", "CombinePush", "PushKernel", "WaitKernel",
-                           "ExchangeKernel", "Memcpy PtoP"}) {
+  for (const char* name : {"nccl", "PushKernel", "WaitKernel", "ExchangeKernel"}) {
     if (absl::StrContains(kernel, name)) return true;
   }
   return false;
@@ -159,12 +160,15 @@ Measured Measure(const Rank& rank, BlockRun& run) {
   measured.backward_us = rank.Slowest(Median(backward));
   // Threads share the profiler and the GPU: whose kernel hides whose could not be told.
   if (rank.in_process == nullptr && rank.device.is_cuda()) {
-    rank.comms[Axis::kWorld].Barrier();
-    measured.forward = Slowest(
-        rank, MeasureOverlap(RecordTrace([&] { return run.Forward(); }).kernels, IsTransfer));
-    rank.comms[Axis::kWorld].Barrier();
-    measured.backward = Slowest(
-        rank, MeasureOverlap(RecordTrace([&] { return run.Backward(); }).kernels, IsTransfer));
+    const auto trace = [&](const std::function<at::Tensor()>& work) {
+      const Trace recorded = RecordTrace([&] {
+        rank.comms[Axis::kWorld].Barrier();  // a late rank is no transfer
+        return work();
+      });
+      return Slowest(rank, MeasureOverlap(recorded.kernels, IsTransfer));
+    };
+    measured.forward = trace([&] { return run.Forward(); });
+    measured.backward = trace([&] { return run.Backward(); });
   }
   return measured;
 }
