@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A job on one GPU, through the real programs: coordinator, agent, prep, trainer, CLI.
+"""A job on one GPU or several, through the real programs: coordinator, agent, prep, trainer, CLI.
 
-usage: run.py [--data CHATS.jsonl] [--steps N] [--cpu]     (SY_BUILD_DIR/bin holds the programs)
+usage: run.py [--data CHATS.jsonl] [--steps N] [--gpus N] [--cpu]     (SY_BUILD_DIR/bin holds the programs)
 
-Submits a bf16 recipe without `cpu_only`, watches /metrics of coordinator and agent, kills the trainer
-with SIGKILL once, waits for the end of the second attempt, loads the final checkpoint with
+Submits a bf16 recipe without `cpu_only`, the experts spread over all ranks, watches /metrics of coordinator
+and agent, kills the last rank's trainer with SIGKILL once, waits for the end of the second attempt, loads the final checkpoint with
 Transformers and compares the loss over the validation rows, and resumes an earlier checkpoint on the
 GPU and on a CPU rank. Prints a table; exits 1 when something is not as it should be, 77 without a GPU.
 --cpu tries this script itself: a smaller model on CPU ranks only.
@@ -72,15 +72,15 @@ def period(steps):
     return (steps - 4) // 2
 
 
-def write_recipe(path, work, steps, dtype="bfloat16", **changes):
+def write_recipe(path, work, steps, ranks, dtype="bfloat16", **changes):
     value = workload.recipe(
-        work, step_scheduler={"global_batch_size": 8, "local_batch_size": 4, "max_steps": steps,
+        work, step_scheduler={"global_batch_size": 8, "local_batch_size": max(1, min(4, 8 // ranks)), "max_steps": steps,
                               "ckpt_every_steps": period(steps), "val_every_steps": period(steps)},
-        model={"torch_dtype": dtype}, distributed={"ep_size": 1},
+        model={"torch_dtype": dtype}, distributed={"ep_size": ranks},
         optimizer={"lr": 0.001, "exp_avg_dtype": dtype, "exp_avg_sq_dtype": dtype},
         dataset={"seq_length": ROW}, validation_dataset={"seq_length": ROW},
         packed_sequence={"packed_sequence_size": ROW, "packing_strategy": "best_fit"}, job={"max_retries": 2})
-    value["resources"] = {"num_ranks": 1}
+    value["resources"] = {"num_ranks": ranks}
     for section, keys in changes.items():
         value.setdefault(section, {}).update(keys)
     return workload.write_recipe(path, value)
@@ -151,22 +151,23 @@ def transformers_loss(folder, tokens, device):
     return total / count
 
 
-def run(made, work, steps, table, cpu):
+def run(made, work, steps, ranks, table, cpu):
     gpu_agent = made.agents[0]
     dtype = "float32" if cpu else "bfloat16"
-    device, device_name = ("cpu", "cpu") if cpu else ("cuda", "cuda:0")
-    path = write_recipe(made.folder / "gpu.yaml", work, steps, dtype)
+    device = "cpu" if cpu else "cuda"
+    device_names = {"cpu"} if cpu else {f"cuda:{r}" for r in range(ranks)}
+    path = write_recipe(made.folder / "gpu.yaml", work, steps, ranks, dtype)
     begin = time.monotonic()
     made.cli("submit", path, "--name", "gpu", check=0)
     half = period(steps)
     watch_metrics(made, "gpu", half + 3)
     pids = trainers(made)
-    check(len(pids) == 1, f"one trainer expected, found {pids}: {made.job('gpu')}")
+    check(len(pids) == ranks, f"{ranks} trainers expected, found {pids}: {made.job('gpu')}")
     configs = list((gpu_agent.folder / "agent-node0.state/attempts").rglob("*.json"))
     devices = {d for c in configs for d in re.findall(r'"device":\s*"([^"]+)"', c.read_text())}
-    table.append(("device of the rank", ", ".join(sorted(devices)) or "?"))
-    os.kill(pids[0], signal.SIGKILL)
-    check(devices == {device_name}, f"the rank ran on {devices}")
+    table.append(("devices of the ranks", ", ".join(sorted(devices)) or "?"))
+    os.kill(max(pids), signal.SIGKILL)
+    check(devices == device_names, f"the ranks ran on {devices}")
     table.append(("SIGKILL at step", f"about {half + 3} of {steps}"))
     seen = watch_metrics(made, "gpu", steps)
     state = made.wait_state("gpu", "SUCCEEDED", "FAILED")
@@ -189,10 +190,10 @@ def run(made, work, steps, table, cpu):
 
     start = checkpoints(made, "gpu")[2 * half]
     made.start_agent("cpunode", 1)
-    for name, resources in (("again", {"num_ranks": 1}),
-                            ("cpu", {"num_ranks": 1, "cpu_only": True, "threads_per_rank": 4})):
-        path = write_recipe(made.folder / f"{name}.yaml", work, steps, dtype, checkpoint={"restore_from": str(start)},
-                            resources=resources)
+    for name, count, resources in (("again", ranks, {}),
+                                   ("cpu", 1, {"cpu_only": True, "threads_per_rank": 4})):
+        path = write_recipe(made.folder / f"{name}.yaml", work, steps, count, dtype,
+                            checkpoint={"restore_from": str(start)}, resources=resources)
         begin = time.monotonic()
         made.cli("submit", path, "--name", name, "--watch", check=0)
         resumed = validation_loss(made, name, steps)
@@ -205,25 +206,27 @@ def run(made, work, steps, table, cpu):
                 table.append(("log", line[-180:]))
 
 
-def has_gpu():
+def num_gpus():
     import torch
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=84)
+    parser.add_argument("--gpus", type=int, default=1, help="ranks, each on a GPU of its own")
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.cpu and not has_gpu():
-        print("no GPU here")
+    if not arguments.cpu and num_gpus() < arguments.gpus:
+        print("no GPU here" if num_gpus() == 0 else f"{num_gpus()} GPUs here, {arguments.gpus} needed")
         return 77
     table, fault = Table(), None
-    with cluster.cluster(cpu_ranks=(1 if arguments.cpu else None,), coordinator_flags=["--retry-backoff", "500ms"]) as made:
+    with cluster.cluster(cpu_ranks=(arguments.gpus if arguments.cpu else None,), coordinator_flags=["--retry-backoff", "500ms"]) as made:
         try:
             model = SMALL_MODEL if arguments.cpu else MODEL
-            run(made, make_work(made.folder / "work", arguments.data, model), arguments.steps, table, arguments.cpu)
+            run(made, make_work(made.folder / "work", arguments.data, model), arguments.steps, arguments.gpus,
+                table, arguments.cpu)
         except Failure as e:
             fault = e
             for daemon in [made.coordinator, *made.agents]:
