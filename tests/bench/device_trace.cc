@@ -44,7 +44,7 @@ Trace RecordTrace(const std::function<at::Tensor()>& work) {
     const std::string name = event.name();
     if (event.deviceType() == c10::DeviceType::CUDA) {
       const double us = static_cast<double>(event.durationNs()) * 1e-3;
-      trace.kernels.push_back({name, us, event.startNs(), event.endNs()});
+      trace.kernels.push_back({name, us, event.startNs(), event.endNs(), event.deviceResourceId()});
       trace.busy_us += us;
       first = std::min(first, event.startNs());
       last_end = std::max(last_end, event.endNs());

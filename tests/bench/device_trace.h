@@ -17,6 +17,7 @@ struct Kernel {
   double us = 0;
   uint64_t start_ns = 0;
   uint64_t end_ns = 0;
+  int64_t stream = 0;  // a number of the device's own
 };
 
 struct Trace {

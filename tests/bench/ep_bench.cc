@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "worker/trainer/checkpoint/or_throw.h"
 #include "worker/trainer/parallel/collective_dispatcher.h"
 #if defined(SY_CUDA)
@@ -38,6 +39,13 @@ const char* Name(DispatcherKind kind) {
   return kind == DispatcherKind::kPush ? "push" : "collective";
 }
 const char* Name(Routing routing) { return routing == Routing::kUniform ? "uniform" : "skewed"; }
+
+bool IsTransfer(const std::string& kernel) {
+  for (const char* name : {"nccl", "PushKernel", "WaitKernel", "ExchangeKernel"}) {
+    if (absl::StrContains(kernel, name)) return true;
+  }
+  return false;
+}
 
 std::unique_ptr<TokenDispatcher> MakeDispatcher(DispatcherKind kind, const Rank& rank,
                                                 const DispatcherShape& shape) {

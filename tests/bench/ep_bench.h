@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "tests/bench/json_rows.h"
@@ -33,6 +34,9 @@ struct DispatcherShape {
 };
 const char* Name(DispatcherKind kind);
 const char* Name(Routing routing);
+// A kernel that stores to a peer or waits for one; the push dispatcher's local copies are
+// computation.
+bool IsTransfer(const std::string& kernel);
 // Collective.
 std::unique_ptr<TokenDispatcher> MakeDispatcher(DispatcherKind kind, const Rank& rank,
                                                 const DispatcherShape& shape);
@@ -45,7 +49,8 @@ bool RunEpExchange(const EpContext& context);
 // The MoE block of the shape, forward and backward: TFLOP/s, and by the profiler how much of the
 // communication nothing else ran beside.
 bool RunEpLayer(const EpContext& context);
-// Whole training steps on all ranks.
+// Whole training steps on all ranks, and of one more the profiler's view: how much of all
+// communication, FSDP's too, nothing else ran beside. Its kernels on rank 0 go to --json.
 bool RunEpStep(const EpContext& context);
 // The losses of a few steps on all ranks against those of one rank with all ranks' rows.
 bool RunEpParity(const EpContext& context);

@@ -6,7 +6,6 @@
 #include <optional>
 #include <string>
 
-#include "absl/strings/match.h"
 #include "base/clock.h"
 #include "tests/bench/device_trace.h"
 #include "tests/bench/ep_bench.h"
@@ -122,14 +121,6 @@ bool IsRight(const Rank& rank, const Block& block, BlockRun& run) {
   const at::Tensor mine = run.gradients().experts.down_EHF.select(1, 0).cpu();
   return rank.All(Close(run.y_TH(), reference.y_TH()) && Close(run.dx_TH(), reference.dx_TH()) &&
                   Close(mine, ddown_EF.narrow(0, rank.rank() * mine.size(0), mine.size(0))));
-}
-
-// Of the push dispatcher: what stores to a peer or waits for one; its local copies are computation.
-bool IsTransfer(const std::string& kernel) {
-  for (const char* name : {"nccl", "PushKernel", "WaitKernel", "ExchangeKernel"}) {
-    if (absl::StrContains(kernel, name)) return true;
-  }
-  return false;
 }
 
 // Of the slowest rank each.

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/clock.h"
+#include "tests/bench/device_trace.h"
 #include "tests/bench/ep_bench.h"
 #include "tests/bench/step_bench.h"
 #include "tests/bench/training_model.h"
@@ -28,13 +29,41 @@ DispatcherShape ShapeOf(const ModelConfig& config, int64_t tokens, const EpOptio
   return {config.num_experts, config.top_k, config.hidden_size, tokens, ep.blocks.front()};
 }
 
+// One step under the profiler, communication of the slowest rank. Empty where ranks share a process
+// (whose kernel hides whose could not be told) or have no GPU.
+Overlap TraceStep(const EpContext& context, TrainingModel& model, const Batch& batch,
+                  DispatcherKind kind) {
+  const Rank& rank = context.rank;
+  if (rank.in_process != nullptr || rank.device.is_cpu()) return {};
+  const std::unique_ptr<Decoder> decoder = model.MakeDecoder(context.options.activation_memory);
+  const Trace trace = RecordTrace([&] {
+    rank.comms[Axis::kWorld].Barrier();  // a late rank is no transfer
+    StepTimer timer(RealClock::Get(), rank.device);
+    return model.Step(*decoder, batch, timer);
+  });
+  for (const Kernel& kernel : trace.kernels) {
+    context.json.Add(
+        {{"item", "ep_step_kernel"},
+         {"how", Name(kind)},
+         {"tokens", batch.tokens},
+         {"name", kernel.name},
+         {"stream", kernel.stream},
+         {"transfer", IsTransfer(kernel.name)},
+         {"start_us", static_cast<double>(kernel.start_ns - trace.kernels.front().start_ns) * 1e-3},
+         {"us", kernel.us}});
+  }
+  const Overlap mine = MeasureOverlap(trace.kernels, IsTransfer);
+  return {rank.Slowest(mine.span_us), rank.Slowest(mine.kind_us), rank.Slowest(mine.exposed_us)};
+}
+
 void PrintHeader(const EpContext& context) {
   const Options& o = context.options;
   std::printf("# step: %s, %lld layers, layout %s, %s; %d ranks; tokens per second and GPU\n",
               o.shape.c_str(), static_cast<long long>(o.layers), Name(o.layout),
               Name(o.activation_memory), context.rank.world());
-  std::printf("%-10s %4s %9s %9s %9s %9s %9s %9s %9s %9s\n", "how", "mbs", "step ms", "f+b ms",
-              "tok/s", "TFLOP/s", "peak GiB", "reserved", "loss 0", "loss");
+  std::printf("%-10s %4s %9s %9s %9s %9s %9s %9s %9s %9s %9s %9s\n", "how", "mbs", "step ms",
+              "f+b ms", "tok/s", "TFLOP/s", "peak GiB", "reserved", "comm ms", "exposed", "loss 0",
+              "loss");
 }
 
 }  // namespace
@@ -56,6 +85,7 @@ bool RunEpStep(const EpContext& context) {
       const std::vector<Batch> batches =
           MakeBatches(options, config, rows, 4, rank.device, rank.rank(), rank.world());
       const MeasuredSteps m = MeasureSteps(model, options, batches, rank.device);
+      const Overlap communication = TraceStep(context, model, batches[0], kind);
       const double step_ms = rank.Slowest(m.step_ms);
       const double tokens = rank.Sum(static_cast<double>(batches[0].tokens)) / rank.world();
       const double peak = rank.Slowest(static_cast<double>(m.memory.peak_bytes));
@@ -67,9 +97,10 @@ bool RunEpStep(const EpContext& context) {
       trained = true;
       good = rank.All(plausible) && good;
       if (!rank.first()) continue;
-      std::printf("%-10s %4lld %9.2f %9.2f %9.0f %9.1f %9.2f %9.2f %9.3f %9.3f%s\n", Name(kind),
-                  static_cast<long long>(rows), step_ms, m.forward_backward_ms,
-                  tokens / step_ms * 1e3, rate / 1e12, peak / kGib, reserved / kGib, m.first_loss,
+      std::printf("%-10s %4lld %9.2f %9.2f %9.0f %9.1f %9.2f %9.2f %9.2f %9.2f %9.3f %9.3f%s\n",
+                  Name(kind), static_cast<long long>(rows), step_ms, m.forward_backward_ms,
+                  tokens / step_ms * 1e3, rate / 1e12, peak / kGib, reserved / kGib,
+                  communication.kind_us * 1e-3, communication.exposed_us * 1e-3, m.first_loss,
                   m.last_loss, plausible ? "" : "  WRONG");
       std::fflush(stdout);
       context.json.Add({{"item", "ep_step"},
@@ -85,6 +116,8 @@ bool RunEpStep(const EpContext& context) {
                         {"tokens_per_second_per_gpu", tokens / step_ms * 1e3},
                         {"tflops", rate / 1e12},
                         {"peak_bytes", peak},
+                        {"communication_us", communication.kind_us},
+                        {"exposed_us", communication.exposed_us},
                         {"first_loss", m.first_loss},
                         {"last_loss", m.last_loss},
                         {"right", plausible}});
