@@ -38,6 +38,7 @@ DispatcherChoice TryPush(Comm& ep, const Mesh& mesh, const DispatcherNeeds& need
     out.reason = absl::StrCat("no memory that all ranks can address: ", memory.explanation);
     return out;
   }
+  if (memory.memory->in_process()) options.before_waiting = [&ep] { ep.Barrier(); };
   out.dispatcher =
       std::make_unique<PushDispatcher>(options, needs.device, std::move(memory.memory));
   out.reason = absl::StrCat(memory.explanation, ", ", bytes, " bytes per rank");

@@ -135,6 +135,9 @@ struct PushDispatcher::Impl {
 
   at::TensorOptions Ints() const { return at::TensorOptions(device).dtype(at::kInt); }
 
+  void BeforeWaiting() const {
+    if (options.before_waiting != nullptr) options.before_waiting();
+  }
   // The current stream does what a kind of call needs: such calls run one after another.
   void Follow(const StreamPoint& previous) const { previous.WaitOn(device); }
 
@@ -258,6 +261,7 @@ std::unique_ptr<DispatchPlan> PushDispatcher::Plan(const ops::Permutation& by_ex
   route.row_of = IntOf(by_expert.row_of_TK);
   route.offsets = IntOf(by_expert.offsets_E1);
   CheckKernel(kernels::DispatchRoute(route, CurrentStream()), "dispatch: route");
+  m.BeforeWaiting();
   kernels::DispatchExchangeParams exchange = {};
   exchange.group = m.group;
   exchange.plan = plan->data;
@@ -314,6 +318,7 @@ DispatchedRows PushDispatcher::FinishDispatch(std::unique_ptr<PendingDispatch> b
   }
   m.Follow(m.dispatched);
   plan.ready.WaitOn(m.device);
+  m.BeforeWaiting();
   kernels::DispatchExpandParams p = {};
   p.group = m.group;
   p.plan = plan.data;
@@ -378,6 +383,7 @@ CombinedRows PushDispatcher::FinishCombine(std::unique_ptr<PendingCombine> base,
   }
   m.Follow(m.combined);
   plan.ready.WaitOn(m.device);
+  m.BeforeWaiting();
   kernels::CombineReduceParams p = {};
   p.group = m.group;
   p.plan = plan.data;

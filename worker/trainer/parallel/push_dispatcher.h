@@ -6,6 +6,7 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,6 +29,11 @@ struct PushOptions {
   // when a forward needs more (MustRepeat).
   double row_budget = 1.25;
   int push_blocks = 16;  // streaming multiprocessors that a push takes from the computation
+  // Called on the host before a kernel is launched that waits for what peers send; may be null.
+  // For ranks that share a device: all are to come here first, so that what is waited for has been
+  // launched. Else a rank whose host waits for the device (to load a module, say) would wait for
+  // the kernel that waits for its own next launch.
+  std::function<void()> before_waiting;
 };
 
 // Gives the bits of CollectiveDispatcher over the same ranks. bf16 rows, fp32 weights, contiguous.

@@ -53,6 +53,7 @@ class InProcessMemory final : public SymmetricMemory {
     const c10::cuda::CUDAGuard guard(device_);
     cudaDeviceSynchronize();
   }
+  bool in_process() const override { return true; }
 
   // Collective. Returns what failed, or nothing.
   std::string Open(Comm& group, int64_t bytes) {

@@ -23,6 +23,8 @@ class SymmetricMemory {
   virtual ~SymmetricMemory() = default;
   // The block of each rank as this rank's device addresses it; 4096-byte aligned.
   const std::vector<uint8_t*>& blocks() const { return blocks_; }
+  // The ranks are threads of one process.
+  virtual bool in_process() const { return false; }
   // The group has failed: on release do not talk to it.
   virtual void Abandon() {}
 
