@@ -2,7 +2,10 @@
 // one rank, the same bits in every run. Needs two GPUs of compute capability 9.0.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -13,6 +16,7 @@
 namespace switchyard {
 namespace {
 
+using testing::HasSubstr;
 using testing::SizeIs;
 
 class GangCudaTest : public testing::Test {
@@ -52,7 +56,8 @@ TEST_F(GangCudaTest, TwoProcessesFollowOneAndRepeatTheirBits) {
     ASSERT_THAT(one.steps, SizeIs(20));
     for (const Gang& gang : {Gang{2, 1, 2}, Gang{2, 1, 1}}) {
       const std::string name = std::string(row.dtype) + "-ep" + std::to_string(gang.ep);
-      const RunReport two = Finished(Job(name, gang, row.dtype));
+      const TinyJob job = Job(name, gang, row.dtype);
+      const RunReport two = Finished(job);
       ASSERT_THAT(two.steps, SizeIs(20)) << name;
       double largest = 0;
       for (size_t i = 0; i < one.steps.size(); ++i) {
@@ -60,6 +65,11 @@ TEST_F(GangCudaTest, TwoProcessesFollowOneAndRepeatTheirBits) {
       }
       EXPECT_LE(largest, row.tolerance) << name;
       std::printf("%s: from one rank %.1e\n", name.c_str(), largest);
+      if (gang.ep > 1 && job.dtype == "bfloat16") {
+        std::stringstream log;
+        log << std::ifstream(gangs_.Output(job, 0) + ".stderr").rdbuf();
+        EXPECT_THAT(log.str(), HasSubstr("dispatcher kind=push")) << "rows went another way";
+      }
       const RunReport again = Finished(Job(name + "-again", gang, row.dtype));
       EXPECT_EQ(again.Losses(), two.Losses()) << name;
       ASSERT_THAT(two.checkpoints, SizeIs(1));

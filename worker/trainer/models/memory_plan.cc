@@ -211,10 +211,13 @@ MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input) {
   // Gathered: two of each kind, while the next is fetched, or all of them.
   const int64_t gathered =
       input.reshard_after_forward ? std::min(cut, 2 * (largest_dense + largest_expert)) : cut;
-  plan.buffers = Workspace(config, input) + gathered * input.weight_bytes;
+  // What the ranks send to be summed arrives beside the gradient that is being reduced.
+  const int64_t arriving = std::max(largest_dense, largest_expert) * input.gradient_bytes;
+  const int64_t collectives = gathered * input.weight_bytes + arriving;
+  plan.buffers = Workspace(config, input) + collectives;
   if (input.on_gpu) {
     const GpuStep step(config, input);
-    plan.buffers = step.LargestWorkspace() + gathered * input.weight_bytes;
+    plan.buffers = step.LargestWorkspace() + collectives;
     if (input.world_size == 1) {
       plan.overlap = plan.gradients + plan.activations + plan.buffers - step.Peak(buckets);
     }
