@@ -51,6 +51,11 @@ void FinishSchedule(RecipeDraft& draft) {
     draft.Ignore("step_scheduler.val_every_steps", "there is no validation_dataset");
   }
 
+  if (!draft.Given("job.max_retries")) {
+    spec.mutable_retry()->set_max_retries(20);
+    draft.Default("job.max_retries", "20, given back by each newer checkpoint");
+  }
+
   v1::CheckpointSpec& checkpoint = *spec.mutable_checkpoint();
   if (!draft.Given("checkpoint.save_optimizer")) checkpoint.set_save_optimizer(true);
   if (draft.checkpoints_off) {

@@ -19,7 +19,8 @@ void AppendOtherKeys(std::vector<RecipeKey>& keys) {
        {"job.labels", T::kStringMap, kUsed, "for `switchyard list --label` (own key)",
         [](Setting& s) { s.draft.recipe.labels = s.strings; }},
        {"job.max_retries", T::kInteger, kUsed,
-        "further attempts after infrastructure failures [0] (own key)",
+        "further attempts after infrastructure failures; a newer checkpoint gives all back [20] "
+        "(own key)",
         [](Setting& s) { s.draft.spec.mutable_retry()->set_max_retries(s.integer); }, 0, 1000},
        {"job.max_user_retries", T::kInteger, kUsed,
         "further attempts after OOM_GPU, NAN_LOSS and other faults of the job itself [0] (own key)",

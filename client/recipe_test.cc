@@ -209,6 +209,7 @@ TEST(RecipeTest, AWholeSpecComesOut) {
   EXPECT_EQ(spec.lr_schedule().warmup_steps(), 10);
   EXPECT_DOUBLE_EQ(spec.lr_schedule().init_lr(), 1e-5);
   EXPECT_DOUBLE_EQ(spec.lr_schedule().min_lr(), 1e-6);
+  EXPECT_EQ(spec.retry().max_retries(), 20) << "budgets are judged by progress";
   EXPECT_TRUE(spec.checkpoint().save_optimizer());
   EXPECT_TRUE(spec.checkpoint().every_epoch());
 }

@@ -44,63 +44,37 @@ constexpr const char* kDomainNames[] = {"user", "infrastructure", "hardware", "o
 
 struct Reason {
   FailureReason reason;
-  const char* name;
   FailureDomain domain;
   bool usually_consequence = false;
 };
 constexpr FailureDomain kUserFault = FailureDomain::kUser;
 constexpr FailureDomain kInfra = FailureDomain::kInfrastructure;
 constexpr Reason kReasons[] = {
-    {FailureReason::kNone, "FAILURE_REASON_UNSPECIFIED", FailureDomain::kFinal},
-    {FailureReason::kConfigInvalid, "CONFIG_INVALID", kUserFault},
-    {FailureReason::kDataInvalid, "DATA_INVALID", kUserFault},
-    {FailureReason::kOomGpu, "OOM_GPU", kUserFault},
-    {FailureReason::kOomHost, "OOM_HOST", kInfra},
-    {FailureReason::kTrainerExit, "TRAINER_EXIT", kInfra},
-    {FailureReason::kTrainerSignal, "TRAINER_SIGNAL", kInfra},
-    {FailureReason::kNanLoss, "NAN_LOSS", kUserFault},
-    {FailureReason::kLossSpike, "LOSS_SPIKE", kUserFault},
-    {FailureReason::kNcclError, "NCCL_ERROR", kInfra, true},
-    {FailureReason::kHang, "HANG", kInfra, true},
-    {FailureReason::kGpuXid, "GPU_XID", FailureDomain::kHardware},
-    {FailureReason::kNodeLost, "NODE_LOST", kInfra},
-    {FailureReason::kNodeReboot, "NODE_REBOOT", kInfra},
-    {FailureReason::kPreempted, "PREEMPTED", FailureDomain::kOrder},
-    {FailureReason::kDrained, "DRAINED", FailureDomain::kOrder},
-    {FailureReason::kEngineCancelled, "ENGINE_CANCELLED", FailureDomain::kFinal},
-    {FailureReason::kEngineRejected, "ENGINE_REJECTED", kInfra},
-    {FailureReason::kDiskFull, "DISK_FULL", kInfra},
-    {FailureReason::kStorageIo, "STORAGE_IO", kInfra},
-    {FailureReason::kCheckpointInvalid, "CHECKPOINT_INVALID", FailureDomain::kFinal},
-    {FailureReason::kDeadline, "DEADLINE", FailureDomain::kFinal},
-    {FailureReason::kExitUnknown, "EXIT_UNKNOWN", kInfra, true},
-    {FailureReason::kInternal, "INTERNAL", kInfra},
+    {FailureReason::kNone, FailureDomain::kFinal},
+    {FailureReason::kConfigInvalid, kUserFault},
+    {FailureReason::kDataInvalid, kUserFault},
+    {FailureReason::kOomGpu, kUserFault},
+    {FailureReason::kOomHost, kInfra},
+    {FailureReason::kTrainerExit, kInfra},
+    {FailureReason::kTrainerSignal, kInfra},
+    {FailureReason::kNanLoss, kUserFault},
+    {FailureReason::kLossSpike, kUserFault},
+    {FailureReason::kNcclError, kInfra, true},
+    {FailureReason::kHang, kInfra, true},
+    {FailureReason::kGpuXid, FailureDomain::kHardware},
+    {FailureReason::kNodeLost, kInfra},
+    {FailureReason::kNodeReboot, kInfra},
+    {FailureReason::kPreempted, FailureDomain::kOrder},
+    {FailureReason::kDrained, FailureDomain::kOrder},
+    {FailureReason::kEngineCancelled, FailureDomain::kFinal},
+    {FailureReason::kEngineRejected, kInfra},
+    {FailureReason::kDiskFull, kInfra},
+    {FailureReason::kStorageIo, kInfra},
+    {FailureReason::kCheckpointInvalid, FailureDomain::kFinal},
+    {FailureReason::kDeadline, FailureDomain::kFinal},
+    {FailureReason::kExitUnknown, kInfra, true},
+    {FailureReason::kInternal, kInfra},
 };
-constexpr FailureReason kReasonValues[] = {FailureReason::kNone,
-                                           FailureReason::kConfigInvalid,
-                                           FailureReason::kDataInvalid,
-                                           FailureReason::kOomGpu,
-                                           FailureReason::kOomHost,
-                                           FailureReason::kTrainerExit,
-                                           FailureReason::kTrainerSignal,
-                                           FailureReason::kNanLoss,
-                                           FailureReason::kLossSpike,
-                                           FailureReason::kNcclError,
-                                           FailureReason::kHang,
-                                           FailureReason::kGpuXid,
-                                           FailureReason::kNodeLost,
-                                           FailureReason::kNodeReboot,
-                                           FailureReason::kPreempted,
-                                           FailureReason::kDrained,
-                                           FailureReason::kEngineCancelled,
-                                           FailureReason::kEngineRejected,
-                                           FailureReason::kDiskFull,
-                                           FailureReason::kStorageIo,
-                                           FailureReason::kCheckpointInvalid,
-                                           FailureReason::kDeadline,
-                                           FailureReason::kExitUnknown,
-                                           FailureReason::kInternal};
-
 constexpr JobTransition kJobTransitions[] = {
     {absl::nullopt, JobState::kQueued, "CreateJob: the job is stored"},
     {absl::nullopt, JobState::kValidating, "CreateJob of a job whose data is checked first"},
@@ -169,7 +143,6 @@ absl::string_view Name(AttemptState state) {
   return kAttemptStateNames[static_cast<int>(state) - 1];
 }
 absl::string_view Name(PendingReason reason) { return kPendingNames[static_cast<int>(reason)]; }
-absl::string_view Name(FailureReason reason) { return kReasons[static_cast<int>(reason)].name; }
 absl::string_view Name(StopReason reason) { return kStopReasonNames[static_cast<int>(reason)]; }
 absl::string_view Name(ConditionType type) { return kConditionNames[static_cast<int>(type) - 1]; }
 absl::string_view Name(NodeScheduling scheduling) {
@@ -181,16 +154,8 @@ bool IsUsuallyConsequence(FailureReason reason) {
   return kReasons[static_cast<int>(reason)].usually_consequence;
 }
 
-absl::optional<FailureReason> ParseFailureReason(absl::string_view name) {
-  for (const Reason& r : kReasons) {
-    if (name == r.name) return r.reason;
-  }
-  return absl::nullopt;
-}
-
 absl::Span<const JobState> AllJobStates() { return kJobStates; }
 absl::Span<const AttemptState> AllAttemptStates() { return kAttemptStates; }
-absl::Span<const FailureReason> AllFailureReasons() { return kReasonValues; }
 absl::Span<const ConditionType> AllConditionTypes() { return kConditionTypes; }
 absl::Span<const JobTransition> JobTransitions() { return kJobTransitions; }
 
@@ -266,7 +231,7 @@ std::string StatesMarkdown() {
       "| reason | domain | usually a consequence of another rank's failure |\n|---|---|---|\n");
   for (const Reason& r : kReasons) {
     if (r.reason == FailureReason::kNone) continue;
-    absl::StrAppend(&out, "| ", r.name, " | ", Name(r.domain), " | ",
+    absl::StrAppend(&out, "| ", Name(r.reason), " | ", Name(r.domain), " | ",
                     r.usually_consequence ? "yes" : "", " |\n");
   }
   return out;

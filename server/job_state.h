@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
+#include "base/failure_reason.h"
 
 namespace switchyard {
 
@@ -81,33 +82,6 @@ enum class NodeScheduling {
   kDraining = 3,  // and what runs there is asked to leave
 };
 
-enum class FailureReason {
-  kNone = 0,
-  kConfigInvalid = 1,
-  kDataInvalid = 2,
-  kOomGpu = 3,
-  kOomHost = 4,
-  kTrainerExit = 5,
-  kTrainerSignal = 6,
-  kNanLoss = 7,
-  kLossSpike = 8,
-  kNcclError = 9,
-  kHang = 10,
-  kGpuXid = 11,
-  kNodeLost = 12,
-  kNodeReboot = 13,
-  kPreempted = 14,
-  kDrained = 15,
-  kEngineCancelled = 16,
-  kEngineRejected = 17,
-  kDiskFull = 18,
-  kStorageIo = 19,
-  kCheckpointInvalid = 20,
-  kDeadline = 21,
-  kExitUnknown = 22,
-  kInternal = 23,
-};
-
 // Whose fault a failure most likely is, which decides the budget that another attempt uses.
 enum class FailureDomain {
   kUser = 1,            // the job's data, settings or training dynamics
@@ -131,12 +105,10 @@ enum class PlacementPhase {
 absl::string_view Name(JobState state);
 absl::string_view Name(AttemptState state);
 absl::string_view Name(PendingReason reason);
-absl::string_view Name(FailureReason reason);
 absl::string_view Name(StopReason reason);
 absl::string_view Name(ConditionType type);
 absl::string_view Name(NodeScheduling scheduling);
 absl::string_view Name(FailureDomain domain);
-absl::optional<FailureReason> ParseFailureReason(absl::string_view name);
 
 inline bool IsFinal(JobState state) { return state >= JobState::kSucceeded; }
 inline bool IsFinal(AttemptState state) { return state >= AttemptState::kSucceeded; }
@@ -148,7 +120,6 @@ bool IsUsuallyConsequence(FailureReason reason);
 
 absl::Span<const JobState> AllJobStates();
 absl::Span<const AttemptState> AllAttemptStates();
-absl::Span<const FailureReason> AllFailureReasons();
 absl::Span<const ConditionType> AllConditionTypes();
 
 struct JobTransition {

@@ -133,7 +133,7 @@ class FakeTrainer {
     if (absl::StartsWith(mode, "error")) {
       absl::string_view reason = mode;
       const bool hangs = !absl::ConsumePrefix(&reason, "error:");
-      Send(ErrorFrame{hangs ? FailureReason::kStorageIo : FailureReasonFromName(reason).value(),
+      Send(ErrorFrame{hangs ? FailureReason::kStorageIo : ParseFailureReason(reason).value(),
                       "what went wrong", 12});
       if (hangs) Hang();
       return kExitError;

@@ -273,7 +273,7 @@ class FakeTrainer {
     } else if (parts[0] == "flood") {
       Flood(static_cast<size_t>(number) << 20);
     } else if (parts[0] == "error") {
-      Send(ErrorFrame{FailureReasonFromName(parts[1]).value(), "planned", step_ + 1});
+      Send(ErrorFrame{ParseFailureReason(parts[1]).value(), "planned", step_ + 1});
       ::_exit(kExitError);
     } else {
       Die(what, absl::InvalidArgumentError("unknown"));

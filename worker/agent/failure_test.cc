@@ -81,8 +81,7 @@ TEST(FailureTest, DescribesEachKindOfEnd) {
   EXPECT_EQ(failure.message(), "rank 0 on node n1: what happened");
   EXPECT_EQ(failure.step(), 12);
 
-  EXPECT_EQ(DescribeRankFailure(Error(0, FailureReason::kUnspecified), "n1").reason(),
-            v1::TRAINER_EXIT);
+  EXPECT_EQ(DescribeRankFailure(Error(0, FailureReason::kNone), "n1").reason(), v1::TRAINER_EXIT);
   EXPECT_EQ(DescribeRankFailure(Exit(0, 0), "n1").reason(), v1::EXIT_UNKNOWN);
   failure = DescribeRankFailure(Done(0, kExitStopped), "n1");
   EXPECT_EQ(failure.reason(), v1::TRAINER_EXIT);
@@ -115,11 +114,10 @@ TEST(FailureTest, PrepExitCodesBecomeReasons) {
   EXPECT_EQ(DescribePrepFailure({0, SIGKILL}, {}, true, "n1").reason(), v1::OOM_HOST);
 }
 
-TEST(FailureTest, LinkAndProtoReasonsAgree) {
-  EXPECT_EQ(v1::FailureReason_ARRAYSIZE, kNumFailureReasons);
-  for (int i = 0; i < kNumFailureReasons; ++i) {
-    EXPECT_EQ(v1::FailureReason_Name(static_cast<v1::FailureReason>(i)),
-              FailureReasonName(static_cast<FailureReason>(i)));
+TEST(FailureTest, ReasonsAreTheProtos) {
+  EXPECT_EQ(v1::FailureReason_ARRAYSIZE, static_cast<int>(AllFailureReasons().size()));
+  for (const FailureReason reason : AllFailureReasons()) {
+    EXPECT_EQ(v1::FailureReason_Name(static_cast<v1::FailureReason>(reason)), Name(reason));
   }
 }
 

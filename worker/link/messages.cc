@@ -10,33 +10,6 @@
 namespace switchyard {
 namespace {
 
-constexpr absl::string_view kReasonNames[kNumFailureReasons] = {
-    "FAILURE_REASON_UNSPECIFIED",
-    "CONFIG_INVALID",
-    "DATA_INVALID",
-    "OOM_GPU",
-    "OOM_HOST",
-    "TRAINER_EXIT",
-    "TRAINER_SIGNAL",
-    "NAN_LOSS",
-    "LOSS_SPIKE",
-    "NCCL_ERROR",
-    "HANG",
-    "GPU_XID",
-    "NODE_LOST",
-    "NODE_REBOOT",
-    "PREEMPTED",
-    "DRAINED",
-    "ENGINE_CANCELLED",
-    "ENGINE_REJECTED",
-    "DISK_FULL",
-    "STORAGE_IO",
-    "CHECKPOINT_INVALID",
-    "DEADLINE",
-    "EXIT_UNKNOWN",
-    "INTERNAL",
-};
-
 Json Number(double value) {
   if (std::isnan(value)) return "NaN";
   if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
@@ -210,7 +183,7 @@ class Writer {
   }
   static Json Convert(double value) { return Number(value); }
   static Json Convert(const std::optional<double>& value) { return Number(value); }
-  static Json Convert(FailureReason reason) { return std::string(FailureReasonName(reason)); }
+  static Json Convert(FailureReason reason) { return std::string(Name(reason)); }
   static Json Convert(const std::map<std::string, double>& values) {
     Json object = Json::object();
     for (const auto& [key, value] : values) object[key] = Number(value);
@@ -281,9 +254,12 @@ class Reader {
   absl::Status Get(const char* key, FailureReason& value) {
     std::string name;
     if (absl::Status status = Get(key, name); !status.ok()) return status;
-    absl::StatusOr<FailureReason> reason = FailureReasonFromName(name);
-    if (reason.ok()) value = *reason;
-    return reason.status();
+    const absl::optional<FailureReason> reason = ParseFailureReason(name);
+    if (!reason) {
+      return absl::InvalidArgumentError(absl::StrCat("unknown failure reason '", name, "'"));
+    }
+    value = *reason;
+    return absl::OkStatus();
   }
   absl::Status Get(const char* key, Json& value) {
     const Json* member = JsonFind(in_, key);
@@ -366,17 +342,6 @@ absl::StatusOr<Out> ReadTypedFrame(const Json& json) {
 }
 
 }  // namespace
-
-absl::string_view FailureReasonName(FailureReason reason) {
-  return kReasonNames[static_cast<int>(reason)];
-}
-
-absl::StatusOr<FailureReason> FailureReasonFromName(absl::string_view name) {
-  for (int i = 0; i < kNumFailureReasons; ++i) {
-    if (kReasonNames[i] == name) return static_cast<FailureReason>(i);
-  }
-  return absl::InvalidArgumentError(absl::StrCat("unknown failure reason '", name, "'"));
-}
 
 Json ToJson(const RankFrame& frame) {
   return std::visit([](const auto& f) { return WriteFrame(f); }, frame);

@@ -14,44 +14,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/failure_reason.h"
 #include "base/json.h"
 
 namespace switchyard {
-
-// switchyard.v1.FailureReason, value by value (worker/agent tests that they agree); here again
-// because the trainer links no protobuf.
-enum class FailureReason {
-  kUnspecified = 0,
-  kConfigInvalid = 1,
-  kDataInvalid = 2,
-  kOomGpu = 3,
-  kOomHost = 4,
-  kTrainerExit = 5,
-  kTrainerSignal = 6,
-  kNanLoss = 7,
-  kLossSpike = 8,
-  kNcclError = 9,
-  kHang = 10,
-  kGpuXid = 11,
-  kNodeLost = 12,
-  kNodeReboot = 13,
-  kPreempted = 14,
-  kDrained = 15,
-  kEngineCancelled = 16,
-  kEngineRejected = 17,
-  kDiskFull = 18,
-  kStorageIo = 19,
-  kCheckpointInvalid = 20,
-  kDeadline = 21,
-  kExitUnknown = 22,
-  kInternal = 23,
-};
-inline constexpr int kNumFailureReasons = 24;
-
-// "NAN_LOSS".
-absl::string_view FailureReasonName(FailureReason reason);
-// Errors: InvalidArgument for a name that is not in the list.
-absl::StatusOr<FailureReason> FailureReasonFromName(absl::string_view name);
 
 // How a trainer exits. Any other status, or a signal, is a failure.
 inline constexpr int kExitDone = 0;
@@ -130,7 +96,7 @@ struct CheckpointFrame {
 
 // Why the rank is about to exit with kExitError.
 struct ErrorFrame {
-  FailureReason reason = FailureReason::kUnspecified;
+  FailureReason reason = FailureReason::kNone;
   std::string message;
   int64_t step = 0;
 };

@@ -146,14 +146,5 @@ TEST(MessagesTest, UnknownMembersAreIgnored) {
   EXPECT_THAT(ParseRankFrame(Json{{"type", "done"}, {"step", 1}, {"new", 2}}), IsOk());
 }
 
-TEST(MessagesTest, ReasonNamesRoundTrip) {
-  for (int i = 0; i < kNumFailureReasons; ++i) {
-    const FailureReason reason = static_cast<FailureReason>(i);
-    absl::StatusOr<FailureReason> parsed = FailureReasonFromName(FailureReasonName(reason));
-    ASSERT_THAT(parsed, IsOk());
-    EXPECT_EQ(*parsed, reason);
-  }
-}
-
 }  // namespace
 }  // namespace switchyard

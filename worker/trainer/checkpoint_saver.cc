@@ -264,7 +264,7 @@ CheckpointSaver::Outcome CheckpointSaver::Write(Job job) {
   } catch (const std::exception& e) {
     const ErrorFrame error = DescribeFailure(e);
     outcome.status =
-        absl::InternalError(absl::StrCat(FailureReasonName(error.reason), ": ", error.message));
+        absl::InternalError(absl::StrCat(Name(error.reason), ": ", error.message));
   }
   outcome.seconds = absl::ToDoubleSeconds(env_.clock->Monotonic() - start);
   outcome.job = std::move(job);

@@ -78,7 +78,7 @@ TEST(FailureTest, AStorageFaultIsNotBlamedOnTheInput) {
     } catch (const TrainError& e) {
       return e.reason();
     }
-    return FailureReason::kUnspecified;
+    return FailureReason::kNone;
   };
   EXPECT_EQ(reason(absl::InvalidArgumentError("x")), FailureReason::kDataInvalid);
   EXPECT_EQ(reason(absl::NotFoundError("x")), FailureReason::kDataInvalid);
