@@ -153,6 +153,7 @@ class Session {
   std::optional<QueuedStep> queued_;
   int64_t tokens_seen_ = 0;
   NonfiniteGuard guard_{3};
+  int64_t reported_repeats_ = 0;  // of forwards
   double last_loss_ = std::nan("");
   std::optional<double> last_validation_loss_;
   std::map<std::string, double> carried_seconds_;  // between steps; reported with the next one
@@ -392,6 +393,12 @@ void Session::ReportStep(const QueuedStep& queued, const StepNumbers& numbers, d
   }
   carried_seconds_.clear();
   ReportFromRankZero(frame);
+  if (const int64_t repeats = dispatcher_->num_repeats(); repeats > reported_repeats_) {
+    ReportFromRankZero(WarningFrame{absl::StrCat(
+        "step ", step + 1, ": the routing needed more rows on one rank than were planned for; ",
+        repeats - reported_repeats_, " forwards were run again with larger buffers")});
+    reported_repeats_ = repeats;
+  }
   if (step + 1 == kMemoryLogStep || step + 1 == total_steps_) LogMemory();
 }
 

@@ -359,7 +359,7 @@ std::unique_ptr<PendingCombine> PushDispatcher::BeginCombine(const DispatchPlan&
     p.rows = Bf16Of(rows_NH);
     p.row_partials = FloatOf(dweights_PN);
     p.num_partials = dweights_PN.defined() ? static_cast<int>(dweights_PN.size(0)) : 0;
-    p.blocks = m.options.push_blocks;
+    p.blocks = dweights_PN.defined() ? m.options.push_blocks : m.options.forward_combine_blocks;
     p.layer = static_cast<int>(plan.layer);
     CheckKernel(kernels::CombinePush(p, CurrentStream()), "combine: push");
   });

@@ -28,7 +28,11 @@ struct PushOptions {
   // Rows kept for this rank's experts, in units of the mean when all ranks have max_tokens; grows
   // when a forward needs more (MustRepeat).
   double row_budget = 1.25;
-  int push_blocks = 16;  // streaming multiprocessors that a push takes from the computation
+  // Streaming multiprocessors that a push takes from the computation beside it.
+  int push_blocks = 16;
+  // Of the push of a combine without gradients of weights: the forward's, which has no computation
+  // beside it and sums rows before it sends.
+  int forward_combine_blocks = 64;
   // Called on the host before a kernel is launched that waits for what peers send; may be null.
   // For ranks that share a device: all are to come here first, so that what is waited for has been
   // launched. Else a rank whose host waits for the device (to load a module, say) would wait for
