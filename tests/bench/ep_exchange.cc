@@ -7,7 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "base/clock.h"
+#include "tests/bench/device_trace.h"
 #include "tests/bench/ep_bench.h"
 #include "tests/bench/median.h"
 #include "tests/bench/seed_scope.h"
@@ -20,6 +22,7 @@ namespace {
 
 constexpr int kRounds = 20;
 constexpr int kWarmUp = 4;
+constexpr int kTracedRounds = 5;
 constexpr double kSkew = 0.7;  // standard deviation of an expert's log-odds
 
 struct Work {
@@ -151,6 +154,53 @@ std::map<std::string, double> TimePhases(const Rank& rank, TokenDispatcher& disp
   return medians;
 }
 
+// Mean microseconds of a call of each kernel of the communication, of the slowest rank, by the
+// profiler; kernels that wait last as long as they wait.
+std::map<std::string, double> TimeKernels(const Rank& rank, TokenDispatcher& dispatcher,
+                                          const Work& work) {
+  constexpr const char* kNames[] = {"RouteKernel",       "ExchangeKernel", "PlaceKernel",
+                                    "CombinePushKernel", "PushKernel",     "ExpandKernel",
+                                    "ReduceKernel",      "WaitKernel",     "nccl"};
+  const auto rounds = [&](int count) {
+    at::Tensor last;
+    for (int round = 0; round < count; ++round) {
+      rank.comms[Axis::kWorld].Barrier();  // a late rank is no transfer
+      const auto plan = dispatcher.Plan(work.by_expert);
+      const DispatchedRows sent = dispatcher.Dispatch(*plan, work.x_TH, work.weights_TK);
+      last = dispatcher.Combine(*plan, sent.rows_NH, work.residual_TH);
+    }
+    return last;
+  };
+  RecordTrace([&] { return rounds(1); });  // the profiler's own start
+  const Trace trace = RecordTrace([&] { return rounds(kTracedRounds); });
+  std::map<std::string, std::pair<double, int>> found;
+  for (const Kernel& kernel : trace.kernels) {
+    for (const char* name : kNames) {
+      if (!absl::StrContains(kernel.name, name)) continue;
+      found[name].first += kernel.us;
+      ++found[name].second;
+      break;
+    }
+  }
+  std::map<std::string, double> mean;
+  for (const char* name : kNames) {
+    const auto& [us, calls] = found[name];
+    mean[name] = rank.Slowest(calls > 0 ? us / calls : 0);
+  }
+  return mean;
+}
+
+void PrintKernels(const std::map<std::string, double>& us, double bytes, Json* row) {
+  std::printf("  ");
+  for (const auto& [name, mean] : us) {
+    if (mean == 0) continue;
+    std::printf(" %s %.1f us", name.c_str(), mean);
+    (*row)[name + "_us"] = mean;
+    if (absl::StrContains(name, "Push")) std::printf(" = %.0f GB/s", bytes / mean / 1e3);
+  }
+  std::printf("\n");
+}
+
 // Dies at a moment when the others wait for it.
 void DieWhileOthersWait(const Rank& rank, int64_t victim, TokenDispatcher& dispatcher,
                         const Work& work) {
@@ -201,6 +251,11 @@ bool RunEpExchange(const EpContext& context) {
             }
             good = good && right;
             const std::map<std::string, double> us = TimePhases(rank, *dispatcher, work);
+            // Threads share the profiler: whose kernel is whose could not be told.
+            std::map<std::string, double> kernels;
+            if (rank.in_process == nullptr && rank.device.is_cuda()) {
+              kernels = TimeKernels(rank, *dispatcher, work);
+            }
             const double rows = rank.Sum(work.sent_rows) / rank.world();
             const double bytes = rows * static_cast<double>(hidden) * 2;
             if (!rank.first()) continue;
@@ -216,6 +271,7 @@ bool RunEpExchange(const EpContext& context) {
               row[std::string(phase) + "_us"] = us.at(phase);
             }
             std::printf("  %s\n", right ? "ok" : "WRONG");
+            if (!kernels.empty()) PrintKernels(kernels, bytes, &row);
             std::fflush(stdout);
             context.json.Add(row);
           }

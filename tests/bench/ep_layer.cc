@@ -2,7 +2,6 @@
 #include <ATen/ATen.h>
 
 #include <cstdio>
-#include <functional>
 #include <optional>
 #include <string>
 
@@ -12,6 +11,7 @@
 #include "tests/bench/median.h"
 #include "tests/bench/seed_scope.h"
 #include "worker/trainer/checkpoint/or_throw.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/models/moe_block.h"
 #include "worker/trainer/parallel/local_dispatcher.h"
 #include "worker/trainer/stats.h"
@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kWarmUp = 4;
 constexpr int kSamples = 20;
+constexpr int kTraces = 4;  // the shortest counts: the profiler itself delays the first
 // Of |got - reference| over |reference|: bf16 sums in another order, and rows rounded once per
 // rank.
 constexpr double kTolerance = 0.02;
@@ -151,15 +152,22 @@ Measured Measure(const Rank& rank, BlockRun& run) {
   measured.backward_us = rank.Slowest(Median(backward));
   // Threads share the profiler and the GPU: whose kernel hides whose could not be told.
   if (rank.in_process == nullptr && rank.device.is_cuda()) {
-    const auto trace = [&](const std::function<at::Tensor()>& work) {
-      const Trace recorded = RecordTrace([&] {
-        rank.comms[Axis::kWorld].Barrier();  // a late rank is no transfer
-        return work();
-      });
-      return Slowest(rank, MeasureOverlap(recorded.kernels, IsTransfer));
+    const auto trace = [&](bool backward) {
+      Overlap best;
+      for (int i = 0; i < kTraces; ++i) {
+        if (backward) run.Forward();
+        FlushDevice(rank.device);
+        const Trace recorded = RecordTrace([&] {
+          rank.comms[Axis::kWorld].Barrier();  // a late rank is no transfer
+          return backward ? run.Backward() : run.Forward();
+        });
+        const Overlap now = Slowest(rank, MeasureOverlap(recorded.kernels, IsTransfer));
+        if (i == 0 || now.span_us < best.span_us) best = now;
+      }
+      return best;
     };
-    measured.forward = trace([&] { return run.Forward(); });
-    measured.backward = trace([&] { return run.Backward(); });
+    measured.forward = trace(false);
+    measured.backward = trace(true);
   }
   return measured;
 }
