@@ -1,16 +1,9 @@
-#include <sstream>
-
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
-#include "base/fd.h"
-#include "base/status_matchers.h"
 #include "base/thread.h"
-#include "client/commands.h"
-#include "client/fake_job_service.h"
+#include "client/cli_testing.h"
 #include "client/follow.h"
-#include "gmock/gmock.h"
-#include "gtest/gtest.h"
 
 namespace switchyard {
 namespace {
@@ -21,14 +14,6 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::Not;
 using testing::SizeIs;
-
-constexpr char kRecipe[] = R"(
-step_scheduler: {global_batch_size: 8, local_batch_size: 2, max_steps: 100}
-model: {pretrained_model_name_or_path: /models/m}
-dataset: {path_or_dataset_id: /data/d.jsonl}
-optimizer: {lr: 1e-4}
-job: {display_name: mine, labels: {team: a}}
-)";
 
 v1::WatchJobResponse StateEvent(int64_t sequence, v1::Job::State state,
                                 const std::string& message = "") {
@@ -55,42 +40,6 @@ v1::WatchJobResponse Step(int64_t step, double loss) {
   metrics.set_attempt(1);
   return response;
 }
-
-class CliTest : public testing::Test {
- protected:
-  void SetUp() override {
-    service_.job.mutable_job()->set_name("projects/default/jobs/j1");
-    service_.job.mutable_job()->set_state(v1::Job::RUNNING);
-    service_.Start();
-    recipe_ = testing::TempDir() + "/cli_test_recipe.yaml";
-    ASSERT_THAT(ReplaceFile(recipe_, kRecipe), IsOk());
-  }
-  void TearDown() override { service_.Stop(); }
-
-  // Runs one command line against the fake service.
-  int Run(std::vector<std::string> args) {
-    out_.str("");
-    err_.str("");
-    args.insert(args.end(), {"--server", service_.address()});
-    Terminal terminal{out_,
-                      err_,
-                      interrupt_,
-                      redraws_,
-                      [this] { return width_; },
-                      [](const std::string&) { return std::nullopt; },
-                      [] { return absl::Now(); }};
-    return RunCli(args, terminal);
-  }
-  std::string out() const { return out_.str(); }
-  std::string err() const { return err_.str(); }
-
-  FakeJobService service_;
-  Interrupt interrupt_;
-  bool redraws_ = false;
-  int width_ = 80;
-  std::string recipe_;
-  std::ostringstream out_, err_;
-};
 
 // --- the command line itself --------------------------------------------------------------------
 
@@ -296,20 +245,6 @@ TEST_F(CliTest, CancelSendsARequestIdAndTheGracePeriod) {
   EXPECT_THAT(out(), HasSubstr("j1 is stopping"));
 }
 
-TEST_F(CliTest, CheckpointsShowWhereTheyAre) {
-  v1::Checkpoint& checkpoint = *service_.checkpoints.add_checkpoints();
-  checkpoint.set_step(12);
-  checkpoint.set_final(true);
-  checkpoint.set_loss(2.5);
-  checkpoint.set_size_bytes(42000000);
-  checkpoint.set_path("/artifacts/default/j1/checkpoints/step-12");
-  EXPECT_EQ(Run({"checkpoints", "j1"}), 0);
-  EXPECT_THAT(out(), AllOf(HasSubstr("12 (final)"), HasSubstr("42.0 MB"),
-                           HasSubstr("/artifacts/default/j1/checkpoints/step-12")));
-  EXPECT_EQ(Run({"checkpoints", "j1", "-o", "json"}), 0);
-  EXPECT_THAT(out(), HasSubstr("\"step\": \"12\""));
-}
-
 // --- watch --------------------------------------------------------------------------------------
 
 TEST_F(CliTest, PausesAndResumes) {
@@ -482,6 +417,41 @@ TEST_F(CliTest, CtrlCDetachesAndSaysThatTheJobGoesOn) {
   EXPECT_THAT(err(), AllOf(HasSubstr("detached; the job goes on"), HasSubstr("switchyard watch j1"),
                            HasSubstr("switchyard cancel j1")));
   EXPECT_THAT(service_.cancelled, IsEmpty());
+}
+
+v1::WatchJobResponse WithToken(v1::WatchJobResponse response, const std::string& token) {
+  response.set_resume_token(token);
+  return response;
+}
+
+TEST_F(CliTest, ACutWatchGoesOnByTheTokenOfTheLastMessage) {
+  service_.job.mutable_job()->set_state(v1::Job::RUNNING);
+  service_.watches = {
+      Writes({WithToken(StateEvent(7, v1::Job::RUNNING), "token-7"),
+              WithToken(Step(5, 4.5), "token-step-5")},
+             grpc::Status(grpc::StatusCode::UNAVAILABLE, "the coordinator restarts")),
+      Writes({WithToken(Step(3, 4.7), "token-step-3"),  // repeated by the next attempt
+              WithToken(StateEvent(8, v1::Job::SUCCEEDED), "token-8")})};
+  EXPECT_EQ(Run({"watch", "j1"}), 0);
+  ASSERT_THAT(service_.watched, SizeIs(2));
+  EXPECT_EQ(service_.watched[0].resume_token(), "");
+  EXPECT_EQ(service_.watched[1].resume_token(), "token-step-5");
+  EXPECT_THAT(out(), HasSubstr("step 3/4"));
+}
+
+TEST_F(CliTest, AWatchWhoseHistoryIsGoneBeginsAgain) {
+  service_.job.mutable_job()->set_state(v1::Job::RUNNING);
+  service_.watches = {
+      Writes({WithToken(StateEvent(7, v1::Job::RUNNING), "token-7")},
+             grpc::Status(grpc::StatusCode::UNAVAILABLE, "the coordinator restarts")),
+      Writes({}, ErrorWithInfo(grpc::StatusCode::OUT_OF_RANGE, "the database was restored",
+                               "RESUME_TOKEN_EXPIRED")),
+      Writes({WithToken(StateEvent(3, v1::Job::SUCCEEDED), "token-3")})};
+  EXPECT_EQ(Run({"watch", "j1"}), 0);
+  ASSERT_THAT(service_.watched, SizeIs(3));
+  EXPECT_EQ(service_.watched[2].resume_token(), "");
+  EXPECT_EQ(service_.watched[2].after_sequence(), 0);
+  EXPECT_THAT(err(), HasSubstr("the database was restored; showing all events"));
 }
 
 TEST_F(CliTest, ASilentStreamIsGivenUpAndTakenAgain) {

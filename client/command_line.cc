@@ -164,10 +164,28 @@ const std::vector<Command>& Commands() {
        "  switchyard nodes audit           # who did what\n",
        {{"message", "TEXT", "why, for others"}}},
       {"checkpoints",
-       "JOB",
-       "list a job's checkpoints, newest first",
-       "Each is a Hugging Face folder that Transformers, vLLM and SGLang load as it is.\n",
-       {}},
+       "ACTION [CHECKPOINT] [FOLDER]",
+       "list, verify, download, export, diff, pin, unpin, delete",
+       "Each checkpoint is a Hugging Face folder that Transformers, vLLM and SGLang load as it is. "
+       "CHECKPOINT is\n"
+       "JOB@STEP, JOB for its newest, or a folder of this machine (with a slash: ./step-6).\n\n"
+       "  switchyard checkpoints list try-3              # also: switchyard checkpoints try-3\n"
+       "  switchyard checkpoints verify try-3            # reads every byte, through the "
+       "coordinator\n"
+       "  switchyard checkpoints verify /models/step-6   # or here, without one\n"
+       "  switchyard checkpoints download try-3@6 /models/step-6   # again: goes on where it was "
+       "cut off\n"
+       "  switchyard checkpoints export /models/step-6 /models/try-3 --dtype bf16\n"
+       "  switchyard checkpoints diff try-3@6 try-3@12\n"
+       "  switchyard checkpoints pin try-3@6             # kept whatever the recipe's retention "
+       "says\n"
+       "  switchyard checkpoints delete try-3@6\n\n"
+       "Exit codes beside the usual: 7 the checkpoint is damaged, 8 the two differ.\n",
+       {{"dtype", "DTYPE", "of the exported weights: bf16, fp16 or fp32"},
+        {"parallel", "N", "files downloaded at the same time [4]"},
+        {"chunk-bytes", "N", "of one message of a download, at most 1048576 [262144]"},
+        {"all", "", "diff: also tensors that are the same"},
+        {"final", "", "delete: also the job's result"}}},
       {"recipe-keys",
        "",
        "print the table of recipe keys",
@@ -279,18 +297,20 @@ std::string HelpText() {
     absl::StrAppendFormat(&out, "  %-20s %s\n", absl::StrCat(command.name, " ", command.arguments),
                           command.summary);
   }
-  absl::StrAppend(&out, "\nFlags of every command:\n", FlagTable(GlobalFlags()),
-                  "\nA first job:\n"
-                  "  switchyard validate recipe.yaml         # is it right? says which keys are "
-                  "used, ignored, refused\n"
-                  "  switchyard plan recipe.yaml             # does it fit, could it start now?\n"
-                  "  switchyard submit recipe.yaml --watch   # Ctrl-C detaches, the job goes on\n"
-                  "  switchyard checkpoints JOB              # where the results are\n"
-                  "\nExit codes: 0 ok; 1 internal error; 2 usage or invalid recipe; 3 not found; 4 "
-                  "denied; 5 not possible in\n"
-                  "this state; 6 the coordinator cannot be reached; 10 the job failed; 11 it was "
-                  "cancelled; 130 detached\n"
-                  "by Ctrl-C.\n\n`switchyard COMMAND --help` explains one command.\n");
+  absl::StrAppend(
+      &out, "\nFlags of every command:\n", FlagTable(GlobalFlags()),
+      "\nA first job:\n"
+      "  switchyard validate recipe.yaml         # is it right? says which keys are "
+      "used, ignored, refused\n"
+      "  switchyard plan recipe.yaml             # does it fit, could it start now?\n"
+      "  switchyard submit recipe.yaml --watch   # Ctrl-C detaches, the job goes on\n"
+      "  switchyard checkpoints JOB              # where the results are\n"
+      "\nExit codes: 0 ok; 1 internal error; 2 usage or invalid recipe; 3 not found; 4 "
+      "denied; 5 not possible in\n"
+      "this state; 6 the coordinator cannot be reached; 7 a checkpoint is damaged; 8 two "
+      "differ; 10 the job\n"
+      "failed; 11 it was cancelled; 130 detached by Ctrl-C.\n\n`switchyard COMMAND --help` "
+      "explains one command.\n");
   return out;
 }
 

@@ -29,6 +29,12 @@ std::string WhatToDo(const absl::Status& status, const std::string& reason) {
   if (reason == "IDEMPOTENCY_KEY_REUSED") {
     return "this --request-id was used for another job; leave the flag out to get a new one";
   }
+  if (reason == "CHECKPOINT_NOT_FOUND") return "`switchyard checkpoints list JOB` shows them";
+  if (reason == "CHECKPOINT_NAME_INVALID") return "name a checkpoint as JOB@STEP";
+  if (reason == "CHECKPOINT_PINNED") return "`switchyard checkpoints unpin JOB@STEP` lets it go";
+  if (reason == "CHECKPOINT_FINAL") return "--final deletes the job's result too";
+  if (reason == "CHECKPOINT_IN_USE") return "try again when that is over";
+  if (reason == "CHECKPOINT_CHANGED") return "begin the download again";
   if (reason == "REQUEST_ID_INVALID") return "give a UUID of version 4, or leave the flag out";
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
@@ -48,6 +54,9 @@ std::string WhatToDo(const absl::Status& status, const std::string& reason) {
       return "ask the service's operator for access to this project";
     case absl::StatusCode::kUnimplemented:
       return "the coordinator is older than this client, or --server is no switchyardd";
+    case absl::StatusCode::kDataLoss:
+      return "`switchyard checkpoints verify JOB` names all that is wrong; an older one may be "
+             "whole";
     case absl::StatusCode::kInternal:
       return "see the coordinator's log; this is a bug";
     default:
@@ -112,12 +121,16 @@ int ExitCode(const absl::Status& status) {
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kDeadlineExceeded:
       return 6;
+    case absl::StatusCode::kDataLoss:
+      return 7;
     case absl::StatusCode::kCancelled:
       return 130;
     default:
       return 1;
   }
 }
+
+bool FromServer(const absl::Status& status) { return status.GetPayload(kDetails).has_value(); }
 
 bool OutcomeUnknown(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
@@ -140,6 +153,7 @@ Connection::Connection(const std::string& server, const Terminal& terminal)
       grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
   stub_ = v1::JobService::NewStub(channel);
   admin_ = v1::AdminService::NewStub(channel);
+  checkpoints_ = v1::CheckpointService::NewStub(channel);
 }
 
 absl::Status Connection::Retry(const CallPolicy& policy,

@@ -14,6 +14,7 @@
 #include "client/terminal.h"
 #include "grpcpp/grpcpp.h"
 #include "switchyard/v1/admin_service.grpc.pb.h"
+#include "switchyard/v1/checkpoint_service.grpc.pb.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
 namespace switchyard {
@@ -32,8 +33,10 @@ absl::Status FromGrpc(const grpc::Status& status);
 // ("submit the job"). No newline at the end.
 std::string DescribeError(const absl::Status& status, absl::string_view doing,
                           absl::string_view server);
-// 0, 2 to 6, or 1 for what has no code of its own.
+// 0, 2 to 7, 130, or 1 for what has no code of its own.
 int ExitCode(const absl::Status& status);
+// Whether the server said so, rather than this program.
+bool FromServer(const absl::Status& status);
 // Whether the call may have been carried out all the same.
 bool OutcomeUnknown(const absl::Status& status);
 
@@ -59,6 +62,14 @@ class Connection {
                                      const Request& request, const CallPolicy& policy = {}) {
     return CallOn(*admin_, method, request, policy);
   }
+  // And of CheckpointService.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> CallCheckpoints(grpc::Status (v1::CheckpointService::Stub::*method)(
+                                               grpc::ClientContext*, const Request&, Response*),
+                                           const Request& request, const CallPolicy& policy = {}) {
+    return CallOn(*checkpoints_, method, request, policy);
+  }
+  v1::CheckpointService::Stub& checkpoints() { return *checkpoints_; }
 
  private:
   template <typename Stub, typename Request, typename Response>
@@ -81,6 +92,7 @@ class Connection {
   const Terminal& terminal_;
   std::unique_ptr<v1::JobService::Stub> stub_;
   std::unique_ptr<v1::AdminService::Stub> admin_;
+  std::unique_ptr<v1::CheckpointService::Stub> checkpoints_;
 };
 
 // Cancels a stream's context when Ctrl-C comes, or when nothing was heard for `silence`: a dead

@@ -2,6 +2,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/crc32c.h"
 #include "base/log.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -39,6 +40,7 @@ void FakeJobService::Start() {
                            &bound);
   builder.RegisterService(this);
   builder.RegisterService(&admin);
+  builder.RegisterService(&checkpoints);
   server_ = builder.BuildAndStart();
   SY_CHECK(server_ != nullptr && bound != 0) << "port " << port_;
   port_ = bound;
@@ -201,13 +203,77 @@ grpc::Status FakeJobService::PlanJob(grpc::ServerContext*, const v1::PlanJobRequ
   return failure;
 }
 
-grpc::Status FakeJobService::ListCheckpoints(grpc::ServerContext*,
-                                             const v1::ListCheckpointsRequest*,
-                                             v1::ListCheckpointsResponse* response) {
-  absl::MutexLock lock(&mu_);
-  const grpc::Status failure = NextFailureLocked();
-  if (failure.ok()) *response = checkpoints;
-  return failure;
+grpc::Status FakeCheckpointService::ListCheckpoints(grpc::ServerContext*,
+                                                    const v1::ListCheckpointsRequest*,
+                                                    v1::ListCheckpointsResponse* response) {
+  *response = list;
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeCheckpointService::GetCheckpoint(grpc::ServerContext*,
+                                                  const v1::GetCheckpointRequest* request,
+                                                  v1::GetCheckpointResponse* response) {
+  response->mutable_checkpoint()->set_name(request->name());
+  for (const auto& [name, bytes] : files) {
+    v1::CheckpointFile& file = *response->add_files();
+    file.set_name(name);
+    file.set_size_bytes(static_cast<int64_t>(bytes.size()));
+    file.set_crc32c(Crc32c(bytes));
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeCheckpointService::DownloadCheckpoint(
+    grpc::ServerContext*, const v1::DownloadCheckpointRequest* request,
+    grpc::ServerWriter<v1::DownloadCheckpointResponse>* writer) {
+  Mishap mishap{-1, Mishap::kBreak};
+  {
+    absl::MutexLock lock(&mu_);
+    asked.push_back(absl::StrCat("download ", request->file(), "@", request->offset()));
+    if (!mishaps.empty()) {
+      mishap = mishaps.front();
+      mishaps.pop_front();
+    }
+  }
+  const std::string& bytes = files.at(request->file());
+  const size_t chunk = request->chunk_bytes() > 0 ? request->chunk_bytes() : 256 << 10;
+  int sent = 0;
+  for (size_t at = static_cast<size_t>(request->offset()); at < bytes.size(); at += chunk) {
+    v1::DownloadCheckpointResponse response;
+    response.set_offset(static_cast<int64_t>(at));
+    response.set_data(bytes.substr(at, chunk));
+    response.set_crc32c(Crc32c(response.data()));
+    if (sent++ == mishap.after_chunks) {
+      if (mishap.what == Mishap::kEndEarly) return grpc::Status::OK;
+      if (mishap.what == Mishap::kBreak) return {grpc::StatusCode::UNAVAILABLE, "gone"};
+      (*response.mutable_data())[0] ^= 1;
+    }
+    writer->Write(response);
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeCheckpointService::PinCheckpoint(grpc::ServerContext*,
+                                                  const v1::PinCheckpointRequest* request,
+                                                  v1::PinCheckpointResponse* response) {
+  asked.push_back("pin " + request->name());
+  response->mutable_checkpoint()->set_name(request->name());
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeCheckpointService::UnpinCheckpoint(grpc::ServerContext*,
+                                                    const v1::UnpinCheckpointRequest* request,
+                                                    v1::UnpinCheckpointResponse* response) {
+  asked.push_back("unpin " + request->name());
+  response->mutable_checkpoint()->set_name(request->name());
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeCheckpointService::DeleteCheckpoint(grpc::ServerContext*,
+                                                     const v1::DeleteCheckpointRequest* request,
+                                                     v1::DeleteCheckpointResponse*) {
+  asked.push_back(absl::StrCat("delete ", request->name(), request->final() ? " final" : ""));
+  return grpc::Status::OK;
 }
 
 }  // namespace switchyard

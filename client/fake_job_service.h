@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "grpcpp/grpcpp.h"
 #include "switchyard/v1/admin_service.grpc.pb.h"
+#include "switchyard/v1/checkpoint_service.grpc.pb.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
 namespace switchyard {
@@ -37,6 +39,38 @@ class FakeAdminService final : public v1::AdminService::Service {
                                v1::ConfirmNodeDeadResponse*) override;
 };
 
+// One checkpoint, whose files a test sets.
+class FakeCheckpointService final : public v1::CheckpointService::Service {
+ public:
+  // Set before the calls.
+  v1::ListCheckpointsResponse list;
+  std::map<std::string, std::string> files;  // name -> bytes; the manifest too
+  // What happens to the next downloads, one each; empty: nothing.
+  struct Mishap {
+    int after_chunks = 0;
+    enum { kBreak, kFlipBit, kEndEarly } what = kBreak;
+  };
+  std::deque<Mishap> mishaps;
+
+  std::vector<std::string> asked;  // "pin NAME", "download FILE@OFFSET", ...
+
+  grpc::Status ListCheckpoints(grpc::ServerContext*, const v1::ListCheckpointsRequest*,
+                               v1::ListCheckpointsResponse*) override;
+  grpc::Status GetCheckpoint(grpc::ServerContext*, const v1::GetCheckpointRequest*,
+                             v1::GetCheckpointResponse*) override;
+  grpc::Status DownloadCheckpoint(grpc::ServerContext*, const v1::DownloadCheckpointRequest*,
+                                  grpc::ServerWriter<v1::DownloadCheckpointResponse>*) override;
+  grpc::Status PinCheckpoint(grpc::ServerContext*, const v1::PinCheckpointRequest*,
+                             v1::PinCheckpointResponse*) override;
+  grpc::Status UnpinCheckpoint(grpc::ServerContext*, const v1::UnpinCheckpointRequest*,
+                               v1::UnpinCheckpointResponse*) override;
+  grpc::Status DeleteCheckpoint(grpc::ServerContext*, const v1::DeleteCheckpointRequest*,
+                                v1::DeleteCheckpointResponse*) override;
+
+ private:
+  absl::Mutex mu_;
+};
+
 class FakeJobService final : public v1::JobService::Service {
  public:
   using WatchScript = std::function<grpc::Status(grpc::ServerContext*, const v1::WatchJobRequest&,
@@ -48,7 +82,6 @@ class FakeJobService final : public v1::JobService::Service {
   std::deque<grpc::Status> failures;
   v1::GetJobResponse job;
   std::vector<v1::ListJobsResponse> pages;  // of ListJobs; the token is the page's index
-  v1::ListCheckpointsResponse checkpoints;
   v1::PlanJobResponse plan;
   std::deque<WatchScript> watches;  // one per WatchJob call; the last stays
   std::deque<LogScript> logs;
@@ -65,6 +98,7 @@ class FakeJobService final : public v1::JobService::Service {
   std::vector<std::string> gotten;
 
   FakeAdminService admin;
+  FakeCheckpointService checkpoints;
 
   // Listens on 127.0.0.1; a second Start takes the same port again.
   void Start();
@@ -90,8 +124,6 @@ class FakeJobService final : public v1::JobService::Service {
                         grpc::ServerWriter<v1::ReadLogsResponse>*) override;
   grpc::Status PlanJob(grpc::ServerContext*, const v1::PlanJobRequest*,
                        v1::PlanJobResponse*) override;
-  grpc::Status ListCheckpoints(grpc::ServerContext*, const v1::ListCheckpointsRequest*,
-                               v1::ListCheckpointsResponse*) override;
 
  private:
   // The next set failure, or OK.

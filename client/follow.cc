@@ -56,6 +56,14 @@ class Follower {
       }
       // Events are durable and replayed in order, so after a final one nothing is missing.
       if (saw_final_) return Finish();
+      if (absl::IsOutOfRange(status) && !request_.resume_token().empty()) {
+        // Restored from a backup, or pruned. Numbers of before may mean other events now.
+        Say(absl::StrCat(absl::string_view(status.message()),
+                         "; showing all events that are kept"));
+        request_.clear_resume_token();
+        request_.clear_after_sequence();
+        continue;
+      }
       if (!ComesBack(status)) return Fail(status);
       if (status.ok() && heard) continue;
       if (status.ok()) {
@@ -98,6 +106,8 @@ class Follower {
     while (stream->Read(&response)) {
       guard.Touch();
       heard = true;
+      // Opaque, and exact: numbers alone would miss steps that a later attempt repeats.
+      if (!response.resume_token().empty()) request_.set_resume_token(response.resume_token());
       if (response.has_job()) job_ = response.job();
       if (response.has_event()) Show(response.event());
       if (response.has_metrics()) Show(response.metrics());

@@ -1,4 +1,4 @@
-// list, get, cancel, pause, resume, retry and checkpoints: one call, one table.
+// list, get, cancel, pause, resume and retry: one call, one table.
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -12,10 +12,6 @@ namespace {
 
 absl::Time ToTime(const google::protobuf::Timestamp& time) {
   return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
-}
-
-std::string Age(const google::protobuf::Timestamp& time, absl::Time now) {
-  return time.seconds() == 0 ? "-" : absl::StrCat(HumanDuration(now - ToTime(time)), " ago");
 }
 
 std::string When(const google::protobuf::Timestamp& time) {
@@ -149,7 +145,7 @@ int RunList(CommandContext& context) {
     const bool stepped = job.progress().step() > 0;
     rows.push_back({ShortName(job.name()), v1::Job::State_Name(job.state()), StepOf(job.progress()),
                     stepped ? HumanLoss(job.progress().loss()) : "-",
-                    Age(job.create_time(), context.terminal.now()), Reason(job)});
+                    HumanAge(job.create_time(), context.terminal.now()), Reason(job)});
   }
   context.terminal.out << Table({"JOB", "STATE", "STEP", "LOSS", "CREATED", "WHY"}, rows);
   if (!all.next_page_token().empty()) {
@@ -269,38 +265,6 @@ int RunResume(CommandContext& context) {
     context.terminal.out << ShortName(job.name()) << " is " << v1::Job::State_Name(job.state())
                          << "\n";
   }
-  return 0;
-}
-
-int RunCheckpoints(CommandContext& context) {
-  v1::ListCheckpointsRequest request;
-  request.set_parent(context.JobName());
-  request.set_page_size(1000);
-  v1::ListCheckpointsResponse all;
-  do {
-    absl::StatusOr<v1::ListCheckpointsResponse> page =
-        context.connection.Call(&v1::JobService::Stub::ListCheckpoints, request);
-    if (!page.ok()) {
-      return context.Fail(page.status(),
-                          absl::StrCat("list the checkpoints of ", request.parent()));
-    }
-    all.mutable_checkpoints()->MergeFrom(page->checkpoints());
-    request.set_page_token(page->next_page_token());
-  } while (!request.page_token().empty());
-  if (context.format != Format::kTable) {
-    context.terminal.out << Print(MessageToJson(all), context.format);
-    return 0;
-  }
-  std::vector<std::vector<std::string>> rows;
-  for (const v1::Checkpoint& checkpoint : all.checkpoints()) {
-    rows.push_back(
-        {absl::StrCat(checkpoint.step(), checkpoint.final() ? " (final)" : ""),
-         HumanLoss(checkpoint.loss()),
-         checkpoint.validation_loss() != 0 ? HumanLoss(checkpoint.validation_loss()) : "-",
-         HumanBytes(checkpoint.size_bytes()), Age(checkpoint.create_time(), context.terminal.now()),
-         checkpoint.path()});
-  }
-  context.terminal.out << Table({"STEP", "LOSS", "VALIDATION", "SIZE", "CREATED", "PATH"}, rows);
   return 0;
 }
 

@@ -138,6 +138,11 @@ std::string HumanDuration(absl::Duration duration) {
   return absl::StrFormat("%dd%02dh", seconds / 86400, seconds / 3600 % 24);
 }
 
+std::string HumanAge(const google::protobuf::Timestamp& time, absl::Time now) {
+  if (time.seconds() == 0) return "-";
+  return absl::StrCat(HumanDuration(now - absl::FromUnixSeconds(time.seconds())), " ago");
+}
+
 std::string HumanLoss(double loss) {
   return std::isfinite(loss) ? absl::StrFormat("%.4f", loss) : "not finite";
 }

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "base/json.h"
 #include "google/protobuf/message.h"
+#include "google/protobuf/timestamp.pb.h"
 
 namespace switchyard {
 
@@ -31,7 +32,9 @@ std::string Table(const std::vector<std::string>& header,
 std::string HumanBytes(int64_t bytes);               // 1.5 GB, powers of 1000
 std::string HumanCount(double count);                // 12.3k
 std::string HumanDuration(absl::Duration duration);  // 1h02m, 3m05s, 12s
-std::string HumanLoss(double loss);                  // 4 digits behind the point
+// How long ago; a dash when it is not set.
+std::string HumanAge(const google::protobuf::Timestamp& time, absl::Time now);
+std::string HumanLoss(double loss);  // 4 digits behind the point
 
 // The part of a resource name behind the last slash.
 std::string ShortName(absl::string_view name);

@@ -58,6 +58,19 @@ void FinishSchedule(RecipeDraft& draft) {
 
   v1::CheckpointSpec& checkpoint = *spec.mutable_checkpoint();
   if (!draft.Given("checkpoint.save_optimizer")) checkpoint.set_save_optimizer(true);
+  if (draft.Given("checkpoint.max_recent_checkpoints")) {
+    // AutoModel spares the one that LOWEST_VAL points to.
+    if (!draft.Given("checkpoint.keep_best")) {
+      checkpoint.set_keep_best(1);
+      draft.Default("checkpoint.keep_best", "1");
+    }
+  } else {
+    for (const char* key : {"checkpoint.keep_best", "checkpoint.keep_every_steps"}) {
+      if (draft.Given(key)) {
+        draft.Refuse(key, "without checkpoint.max_recent_checkpoints all are kept");
+      }
+    }
+  }
   if (draft.checkpoints_off) {
     checkpoint.set_every_steps(0);
     checkpoint.set_every_epoch(false);

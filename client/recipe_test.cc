@@ -293,6 +293,23 @@ TEST(RecipeTest, ValidationStepsWithoutDataAreIgnored) {
             5);
 }
 
+TEST(RecipeTest, RetentionHasAutoModelsDefaultAndNoSettingWithoutEffect) {
+  const Recipe plain = Minimal({});
+  EXPECT_EQ(plain.spec.checkpoint().keep_last(), 0);
+  EXPECT_EQ(plain.spec.checkpoint().keep_best(), 0);
+  const Recipe recent = Minimal({"checkpoint.max_recent_checkpoints=3"});
+  EXPECT_EQ(recent.spec.checkpoint().keep_last(), 3);
+  EXPECT_EQ(recent.spec.checkpoint().keep_best(), 1) << "as LOWEST_VAL";
+  const Recipe all = Minimal({"checkpoint.max_recent_checkpoints=3", "checkpoint.keep_best=0",
+                              "checkpoint.keep_every_steps=50"});
+  EXPECT_EQ(all.spec.checkpoint().keep_best(), 0);
+  EXPECT_EQ(all.spec.checkpoint().keep_every_steps(), 50);
+  EXPECT_THAT(LineOf(Minimal({"checkpoint.keep_best=2"}), "checkpoint.keep_best"),
+              HasSubstr("all are kept"));
+  EXPECT_THAT(LineOf(Minimal({"checkpoint.keep_every_step=5"}), "checkpoint.keep_every_step"),
+              HasSubstr("did you mean"));
+}
+
 TEST(RecipeTest, DisabledCheckpointsLeaveTheFinalWeights) {
   const Recipe recipe = Minimal({"checkpoint.enabled=false", "step_scheduler.ckpt_every_steps=5"});
   EXPECT_EQ(recipe.spec.checkpoint().every_steps(), 0);

@@ -419,8 +419,18 @@ void CheckpointKeys(std::vector<RecipeKey>& keys) {
       {{"checkpoint.enabled", T::kBool, kUsed,
         "false: only the final weights are written, no optimizer state [true]",
         [](Setting& s) { s.draft.checkpoints_off = !s.flag; }},
-       {"checkpoint.max_recent_checkpoints", T::kInteger, kUsed, "newest checkpoints kept [all]",
+       {"checkpoint.max_recent_checkpoints", T::kInteger, kUsed,
+        "newest checkpoints kept [all]; beside them the final one, pinned ones, those in use, and "
+        "what the next two keys say",
         [](Setting& s) { s.draft.spec.mutable_checkpoint()->set_keep_last(s.integer); }, 1, 1e6},
+       {"checkpoint.keep_best", T::kInteger, kUsed,
+        "also so many with the lowest loss on the first validation data set, as LOWEST_VAL "
+        "[1 with max_recent_checkpoints] (own key)",
+        [](Setting& s) { s.draft.spec.mutable_checkpoint()->set_keep_best(s.integer); }, 0, 1e6},
+       {"checkpoint.keep_every_steps", T::kInteger, kUsed,
+        "also those of every so many steps [none] (own key)",
+        [](Setting& s) { s.draft.spec.mutable_checkpoint()->set_keep_every_steps(s.integer); }, 1,
+        1e9},
        {"checkpoint.restore_from", T::kString, kUsed,
         "folder of a committed checkpoint to start from",
         [](Setting& s) {
@@ -457,7 +467,7 @@ void CheckpointKeys(std::vector<RecipeKey>& keys) {
        {"checkpoint.v4_compatible", T::kBool, kIgnored,
         "config.json keeps the spelling it came with"},
        {"checkpoint.best_metric_key", T::kString, kIgnored,
-        "no checkpoint is singled out; each shows its loss"},
+        "checkpoint.keep_best goes by the loss on the first validation data set"},
        {"checkpoint.allow_legacy_pickle_restore", T::kBool, kIgnored, "pickles are never read"},
        {"checkpoint.legacy_paramwrapper_layout", T::kBool, kIgnored, "about adapters only"},
        {"checkpoint.dequantize_base_checkpoint", T::kBool, kRefused,

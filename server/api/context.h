@@ -15,6 +15,7 @@
 #include "grpcpp/support/status.h"
 #include "server/api/status.h"
 #include "server/api/stream_pump.h"
+#include "server/artifacts/checkpoint_holds.h"
 #include "server/artifacts/log_files.h"
 #include "server/artifacts/publisher.h"
 #include "server/config.h"
@@ -57,7 +58,9 @@ struct ServiceContext {
   LeaseTable& leases;
   SchedulerLoop& loop;
   StreamPump& pump;
+  StreamPump& download_pump;  // of streams that read artifacts, which may be slow
   Publisher& publisher;
+  CheckpointHolds& holds;
   LogFiles& logs;
   Metrics& metrics;
   const std::atomic<bool>& ready;  // recovery is done, shutdown has not begun
@@ -89,6 +92,7 @@ inline std::string TopicOf(const NodeId& node) { return "node:" + node.value(); 
 // Service methods to register with a grpc::ServerBuilder; live as long as the server.
 std::unique_ptr<grpc::Service> MakeJobService(const ServiceContext& context);
 std::unique_ptr<grpc::Service> MakeAdminService(const ServiceContext& context);
+std::unique_ptr<grpc::Service> MakeCheckpointService(const ServiceContext& context);
 std::unique_ptr<grpc::Service> MakeAgentLink(const ServiceContext& context);
 
 }  // namespace switchyard

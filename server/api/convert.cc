@@ -4,7 +4,9 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/status_macros.h"
@@ -451,6 +453,25 @@ absl::StatusOr<JobId> ParseJobName(absl::string_view name) {
     return BadName(name, "projects/{project}/jobs/{job}");
   }
   return JobId(std::string(name));
+}
+
+absl::StatusOr<CheckpointName> ParseCheckpointName(const std::string& name) {
+  const std::string middle_part = "/checkpoints/step-";
+  const size_t middle = name.find(middle_part);
+  CheckpointName out;
+  if (middle != std::string::npos) {
+    const absl::StatusOr<JobId> job = ParseJobName(name.substr(0, middle));
+    const std::string step = name.substr(middle + middle_part.size());
+    // As it is printed: no sign, no space, no zero before it.
+    if (job.ok() && absl::SimpleAtoi(step, &out.step) && absl::StrCat(out.step) == step &&
+        out.step >= 0) {
+      out.job = *job;
+      return out;
+    }
+  }
+  return MakeError(absl::StatusCode::kInvalidArgument, "CHECKPOINT_NAME_INVALID",
+                   absl::StrCat("'", absl::CHexEscape(name.substr(0, 200)),
+                                "' is not projects/{project}/jobs/{job}/checkpoints/step-{step}"));
 }
 
 }  // namespace switchyard

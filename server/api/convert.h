@@ -39,6 +39,14 @@ v1::Node ToProto(const NodeRecord& node);  // without what the leases and placem
 v1::AuditRecord ToProto(const AuditRecord& record);
 v1::Event ToProto(const EventRecord& event);
 v1::Checkpoint ToProto(const CheckpointRecord& checkpoint);
+
+struct CheckpointName {
+  JobId job;
+  int64_t step = 0;
+};
+// "projects/p/jobs/j/checkpoints/step-12". Errors: InvalidArgument CHECKPOINT_NAME_INVALID.
+absl::StatusOr<CheckpointName> ParseCheckpointName(const std::string& name);
+
 // Errors: Internal: the stored bytes do not parse.
 absl::StatusOr<v1::StepMetrics> StepMetricsOf(const StepRecord& step);
 

@@ -65,6 +65,7 @@ struct Coordinator::Impl {
         logs(config.state_dir + "/logs"),
         pruner(*store, clock, {c.keep_history, c.keep_requests}),
         pump(clock),
+        downloads(clock),
         loop(
             *store, leases, clock,
             [this](const JobRecord& job) { return publisher.ResumePath(job); },
@@ -103,8 +104,9 @@ struct Coordinator::Impl {
   LogFiles logs;
   HistoryPruner pruner;
   StreamPump pump;
+  StreamPump downloads;  // a file system that hangs must not hold up the agents' sessions
   SchedulerLoop loop;
-  std::unique_ptr<grpc::Service> job_service, admin_service, agent_link;
+  std::unique_ptr<grpc::Service> job_service, admin_service, checkpoint_service, agent_link;
   Endpoint client_endpoint, agent_endpoint;
   std::unique_ptr<Exposition> exposition;
 };
@@ -148,17 +150,20 @@ absl::StatusOr<Coordinator::Impl::Endpoint> Coordinator::Impl::Build(
 
 absl::Status Coordinator::Impl::Listen(const std::string& address,
                                        const std::string& agent_address) {
-  const ServiceContext context{config, lease_config, clock, *store,   leases, loop,
-                               pump,   publisher,    logs,  *metrics, ready,  calls};
+  const ServiceContext context{config,    lease_config, clock, *store, leases,   loop,  pump,
+                               downloads, publisher,    holds, logs,   *metrics, ready, calls};
   job_service = MakeJobService(context);
   admin_service = MakeAdminService(context);
+  checkpoint_service = MakeCheckpointService(context);
   agent_link = MakeAgentLink(context);
   grpc::EnableDefaultHealthCheckService(true);
   ASSIGN_OR_RETURN(agent_endpoint,
                    Build(agent_address, kMaxAgentMessageBytes, {agent_link.get()}, &agent_listen));
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  ASSIGN_OR_RETURN(client_endpoint, Build(address, kMaxClientMessageBytes,
-                                          {job_service.get(), admin_service.get()}, &listen));
+  ASSIGN_OR_RETURN(
+      client_endpoint,
+      Build(address, kMaxClientMessageBytes,
+            {job_service.get(), admin_service.get(), checkpoint_service.get()}, &listen));
   SetServing(false);
   return absl::OkStatus();
 }
@@ -262,6 +267,7 @@ void Coordinator::Impl::Stop() {
   checksums.Stop();
   pruner.Stop();
   pump.Stop();
+  downloads.Stop();
   if (!calls.AwaitNone(kCallGrace)) SY_LOG(WARNING) << "calls are cut off by the stop";
   const auto deadline = std::chrono::system_clock::now() + absl::ToChronoSeconds(kStreamGrace);
   for (Endpoint* endpoint : {&client_endpoint, &agent_endpoint}) {

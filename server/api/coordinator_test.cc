@@ -42,7 +42,7 @@ TEST_F(CoordinatorTest, AGangOverTwoNodesGoesFromSubmissionToSuccess) {
   v1::ListCheckpointsRequest request;
   request.set_parent(job);
   v1::ListCheckpointsResponse response;
-  ASSERT_TRUE(jobs_->ListCheckpoints(MakeCall().get(), request, &response).ok());
+  ASSERT_TRUE(checkpoints_->ListCheckpoints(MakeCall().get(), request, &response).ok());
   ASSERT_EQ(response.checkpoints_size(), 1);
   EXPECT_TRUE(response.checkpoints(0).final());
   const grpc::Status late = Cancel(job);

@@ -24,6 +24,7 @@
 #include "server/api/coordinator.h"
 #include "switchyard/v1/admin_service.grpc.pb.h"
 #include "switchyard/v1/agent_link.grpc.pb.h"
+#include "switchyard/v1/checkpoint_service.grpc.pb.h"
 #include "switchyard/v1/job_service.grpc.pb.h"
 
 namespace switchyard {
@@ -195,15 +196,15 @@ class FakeAgent {
     Send();
   }
   grpc::Status Commit(const v1::Assign& assign, int64_t step, bool final,
-                      v1::Checkpoint* out = nullptr) {
+                      v1::Checkpoint* out = nullptr, const std::string& weights = "weights") {
     const std::string folder =
         absl::StrCat(assign.job_dir(), "/staging/", assign.attempt(), "/step-", step);
     EXPECT_THAT(MakeFolders(folder + "/switchyard"), IsOk());
-    EXPECT_THAT(ReplaceFile(folder + "/model.safetensors", "weights"), IsOk());
+    EXPECT_THAT(ReplaceFile(folder + "/model.safetensors", weights), IsOk());
     const std::string manifest =
         absl::StrCat(R"({"version": 1, "job": ")", assign.job(), R"(", "step": )", step,
-                     R"(, "files": [{"name": "model.safetensors", "size": 7, "crc32c": ")",
-                     absl::Hex(Crc32c("weights"), absl::kZeroPad8), R"("}]})");
+                     R"(, "files": [{"name": "model.safetensors", "size": )", weights.size(),
+                     R"(, "crc32c": ")", absl::Hex(Crc32c(weights), absl::kZeroPad8), R"("}]})");
     EXPECT_THAT(ReplaceFile(folder + "/switchyard/manifest.json", manifest), IsOk());
     v1::CommitCheckpointRequest request;
     request.set_node(node_);
@@ -260,6 +261,8 @@ class CoordinatorTest : public testing::Test {
     ASSERT_THAT(server, IsOk());
     server_ = *std::move(server);
     jobs_ = v1::JobService::NewStub(
+        grpc::CreateChannel(server_->listen(), grpc::InsecureChannelCredentials()));
+    checkpoints_ = v1::CheckpointService::NewStub(
         grpc::CreateChannel(server_->listen(), grpc::InsecureChannelCredentials()));
   }
   // As a crash and a new start would do; on other ports.
@@ -323,6 +326,7 @@ class CoordinatorTest : public testing::Test {
   ServerConfig config_;
   std::unique_ptr<Coordinator> server_;
   std::unique_ptr<v1::JobService::Stub> jobs_;
+  std::unique_ptr<v1::CheckpointService::Stub> checkpoints_;
 };
 
 }  // namespace switchyard

@@ -144,10 +144,6 @@ class JobServiceImpl final : public StreamingBase {
                        v1::PlanJobResponse* response) override {
     return context_.Unary("PlanJob", [&] { return MakePlan(*request, *response); });
   }
-  grpc::Status ListCheckpoints(grpc::ServerContext*, const v1::ListCheckpointsRequest* request,
-                               v1::ListCheckpointsResponse* response) override {
-    return context_.Unary("ListCheckpoints", [&] { return Checkpoints(*request, *response); });
-  }
   grpc::ServerWriteReactor<v1::WatchJobResponse>* WatchJob(
       grpc::CallbackServerContext* call, const v1::WatchJobRequest* request) override {
     return StartWatch(context_, call, *request);
@@ -318,22 +314,6 @@ class JobServiceImpl final : public StreamingBase {
     ASSIGN_OR_RETURN(const RequestKey key, MakeKey("RetryJob", job.project, request));
     ASSIGN_OR_RETURN(const JobRecord stored, context_.store.CreateJob(job, key));
     ASSIGN_OR_RETURN(*response.mutable_job(), ShowJob(context_.store, stored));
-    return absl::OkStatus();
-  }
-
-  absl::Status Checkpoints(const v1::ListCheckpointsRequest& request,
-                           v1::ListCheckpointsResponse& response) {
-    ASSIGN_OR_RETURN(const JobId id, ParseJobName(request.parent()));
-    ASSIGN_OR_RETURN(const int page_size, PageSize(request.page_size()));
-    ASSIGN_OR_RETURN(const int64_t before, ParsePageToken(request.page_token(), id.value()));
-    RETURN_IF_ERROR(context_.store.GetJob(id).status());
-    ASSIGN_OR_RETURN(std::vector<CheckpointRecord> checkpoints,
-                     context_.store.ListCheckpoints(id, before, page_size + 1));
-    if (checkpoints.size() > static_cast<size_t>(page_size)) {
-      checkpoints.pop_back();
-      response.set_next_page_token(MakePageToken(id.value(), checkpoints.back().step));
-    }
-    for (const CheckpointRecord& c : checkpoints) *response.add_checkpoints() = ToProto(c);
     return absl::OkStatus();
   }
 

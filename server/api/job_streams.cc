@@ -1,7 +1,6 @@
 #include "server/api/job_streams.h"
 
 #include <algorithm>
-#include <atomic>
 #include <deque>
 #include <iterator>
 #include <tuple>
@@ -11,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "server/api/convert.h"
+#include "server/api/out_stream.h"
 #include "server/api/resume_token.h"
 
 namespace switchyard {
@@ -18,98 +18,13 @@ namespace {
 
 constexpr int kBatch = 32;              // rows read at a time
 constexpr size_t kLogChunk = 64 << 10;  // bytes of one ReadLogs message
-// A reader that takes nothing for this long is cut off; it resumes where it was.
-constexpr absl::Duration kStallLimit = absl::Seconds(60);
-
-// One outgoing stream. Derived classes say what the next message is.
-template <typename Response>
-class OutStream : public grpc::ServerWriteReactor<Response>, public PumpedStream {
- public:
-  OutStream(const ServiceContext& context, grpc::CallbackServerContext* call, const char* method)
-      : context_(context), call_(call), method_(method), id_(context.pump.NewId()) {}
-
-  void Start(const absl::StatusOr<JobId>& job) {
-    absl::Status status = job.ok() ? context_.CheckReady() : job.status();
-    if (status.ok()) {
-      job_ = *job;
-      last_write_ = context_.clock.Monotonic();
-      if (context_.pump.Add(id_, StreamKind::kWatch, this, TopicOf(job_))) return;
-      status = context_.CheckReady();
-      if (status.ok()) status = absl::UnavailableError("the coordinator is stopping");
-    }
-    End(status);
-  }
-        if (position_.event == 0) position_.event = job.first_event - 1;
-
-  absl::optional<absl::Duration> Step(const Wakeup& wakeup) final {
-    const absl::Duration now = context_.clock.Monotonic();
-    if (writing_) {
-      if (wakeup.stopping || now - last_write_ > kStallLimit) call_->TryCancel();
-      return std::max(last_write_ + kStallLimit, now) + absl::Seconds(1);
-    // Also in the middle: a reader may be slower than what the history is kept for.
-    if (position_.event + 1 < job.first_event) return HistoryPruned(job.first_event);
-    }
-    if (broken_) {
-      End(absl::CancelledError("the caller has gone"));
-      return absl::nullopt;
-    }
-    if (wakeup.stopping) {
-      End(MakeError(absl::StatusCode::kUnavailable, "NOT_SERVING",
-                    "the coordinator is stopping; resume from the last position"));
-      return absl::nullopt;
-    }
-    response_.Clear();
-    absl::StatusOr<Next> next = Fill(now);
-    if (!next.ok() || *next == Next::kEnd) {
-      End(next.status());
-      return absl::nullopt;
-    }
-    if (*next == Next::kWait) return last_write_ + context_.config.watch_heartbeat;
-    writing_ = true;
-    last_write_ = now;
-    this->StartWrite(&response_);
-    return now + kStallLimit + absl::Seconds(1);
-  }
-
-  void OnWriteDone(bool ok) final {
-    if (!ok) broken_ = true;
-    writing_ = false;
-    context_.pump.Wake(id_);
-  }
-  void OnCancel() final {
-    broken_ = true;
-    context_.pump.Wake(id_);
-  }
-  void OnDone() final { delete this; }
-
- protected:
-  enum class Next { kMessage, kWait, kEnd };
-  // Fills response_ with the next message, or says that there is none yet, or none any more.
-  virtual absl::StatusOr<Next> Fill(absl::Duration now) = 0;
-
-  const ServiceContext& context_;
-  JobId job_;
-  Response response_;
-  absl::Duration last_write_;
-
- private:
-  void End(const absl::Status& status) {
-    context_.metrics.RpcDone(method_, absl::StatusCodeToString(status.code()), -1);
-    this->Finish(ToGrpcStatus(status));  // last: OnDone may delete this at once
-  }
-
-  grpc::CallbackServerContext* const call_;
-  const char* const method_;
-  const uint64_t id_;
-  std::atomic<bool> writing_{false};
-  std::atomic<bool> broken_{false};
-};
 
 class Watch final : public OutStream<v1::WatchJobResponse> {
  public:
   Watch(const ServiceContext& context, grpc::CallbackServerContext* call,
         const v1::WatchJobRequest& request)
-      : OutStream(context, call, "WatchJob"),
+      : OutStream(context, context.pump, call, "WatchJob"),
+        job_(request.name()),
         with_steps_(request.include_metrics()),
         token_(request.resume_token()) {
     position_.event = request.after_sequence();
@@ -124,12 +39,15 @@ class Watch final : public OutStream<v1::WatchJobResponse> {
       if (token_.empty()) {
         ASSIGN_OR_RETURN(const StepRecord newest, context_.store.LatestStep(job_));
         position_.replay_until_id = newest.id;
+        if (position_.event == 0) position_.event = job.first_event - 1;
       } else {
         ASSIGN_OR_RETURN(position_,
                          ParseResumeToken(token_, context_.store.database_uuid(), job.uid));
       }
       started_ = true;
     }
+    // Also in the middle: a reader may be slower than what the history is kept for.
+    if (position_.event + 1 < job.first_event) return HistoryPruned(job.first_event);
     // A batch is read when the one before is sent whole. To merge, both must be at hand, and as of
     // one moment; a step that arrives while events are still buffered comes after them.
     const int max_events = events_.empty() ? kBatch : 0;
@@ -165,6 +83,7 @@ class Watch final : public OutStream<v1::WatchJobResponse> {
     return Next::kMessage;
   }
 
+  const JobId job_;
   const bool with_steps_;
   const std::string token_;
   bool started_ = false;
@@ -177,7 +96,10 @@ class LogRead final : public OutStream<v1::ReadLogsResponse> {
  public:
   LogRead(const ServiceContext& context, grpc::CallbackServerContext* call,
           const v1::ReadLogsRequest& request)
-      : OutStream(context, call, "ReadLogs"), request_(request), attempt_(request.attempt()) {
+      : OutStream(context, context.pump, call, "ReadLogs"),
+        job_(request.name()),
+        request_(request),
+        attempt_(request.attempt()) {
     for (const v1::LogPosition& p : request.positions()) {
       offsets_[{p.attempt(), p.rank(), p.stream()}] = p.offset();
       if (attempt_ == 0 || p.attempt() < attempt_) attempt_ = p.attempt();
@@ -242,6 +164,7 @@ class LogRead final : public OutStream<v1::ReadLogsResponse> {
     return false;
   }
 
+  const JobId job_;
   const v1::ReadLogsRequest request_;
   int32_t attempt_;  // being read; 0: not known yet
   bool started_ = false;
@@ -261,7 +184,7 @@ grpc::ServerWriteReactor<v1::WatchJobResponse>* StartWatch(const ServiceContext&
                                                            grpc::CallbackServerContext* call,
                                                            const v1::WatchJobRequest& request) {
   auto* watch = new Watch(context, call, request);  // deletes itself in OnDone
-  watch->Start(ParseJobName(request.name()));
+  watch->Start(ParseJobName(request.name()).status(), TopicOf(JobId(request.name())));
   return watch;
 }
 
@@ -269,7 +192,7 @@ grpc::ServerWriteReactor<v1::ReadLogsResponse>* StartReadLogs(const ServiceConte
                                                               grpc::CallbackServerContext* call,
                                                               const v1::ReadLogsRequest& request) {
   auto* read = new LogRead(context, call, request);  // deletes itself in OnDone
-  read->Start(ParseJobName(request.name()));
+  read->Start(ParseJobName(request.name()).status(), TopicOf(JobId(request.name())));
   return read;
 }
 

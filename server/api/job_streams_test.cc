@@ -1,5 +1,6 @@
 // WatchJob and ReadLogs.
 #include "server/api/coordinator_testing.h"
+#include "server/store/store.h"
 
 namespace switchyard {
 namespace {
