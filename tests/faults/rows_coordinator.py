@@ -237,18 +237,24 @@ def foreign_hands(run):
 def slow_reader(run):
     with cluster.cluster(nodes=1, ranks=1) as made:
         name = made.submit("loud", steps=3, step_ms=10, every=0, plan={"faults": [{"step": 2, "do": "flood:48"}]})
+        steps = 1000 if run.fast else 5000
+        long = made.submit("long", steps=steps, step_ms=0, every=0)
         made.wait_final()
         before = _resident_kib(made.coordinator.process.pid)
-        readers = []
-        for _ in range(4 if run.fast else 24):
+        readers, watches = [], []
+        for _ in range(4 if run.fast else 64):
             stream = made.jobs.ReadLogs(pb.ReadLogsRequest(name=name, attempt=1))
             next(stream)  # and no more
             readers.append(stream)
-        watch = made.jobs.WatchJob(pb.WatchJobRequest(name=name, include_metrics=True))
-        next(watch)
+        for _ in range(8 if run.fast else 200):
+            watch = made.jobs.WatchJob(pb.WatchJobRequest(name=long, include_metrics=True))
+            next(watch)
+            watches.append(watch)
         time.sleep(2)
         grown = _resident_kib(made.coordinator.process.pid) - before
-        assert grown < len(readers) * 1024 + 16 * 1024, f"{grown} KiB for {len(readers)} readers of 48 MiB each"
+        limit = (len(readers) + len(watches)) * 128 + 8 * 1024
+        what = f"{len(readers)} readers of 48 MiB and {len(watches)} watches of {steps} steps"
+        assert grown < limit, f"{grown} KiB for {what}, at most {limit}"
         run.note("KiB grown", grown)
         # Exact, for one who reads slowly but to the end, in two goes.
         log = made.state_dir / "logs/default/loud/1/rank-0.stdout"
@@ -267,9 +273,9 @@ def slow_reader(run):
             if chunk.position.stream == "stdout":
                 got += chunk.data
         assert bytes(got) == wanted, f"{len(got)} bytes read, {len(wanted)} stored"
-        for stream in [*readers, watch]:
+        for stream in [*readers, *watches]:
             stream.cancel()
-        run.add(len(readers) + 2)
+        run.add(len(readers) + len(watches) + 1)
         verify(made, history=False)
 
 
