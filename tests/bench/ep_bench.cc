@@ -16,9 +16,6 @@
 namespace switchyard::bench {
 namespace {
 
-// Of pushes: a lost peer must be noticed within 10 seconds.
-constexpr absl::Duration kPeerTimeout = absl::Seconds(5);
-
 bool RunPart(EpPart part, const EpContext& context) {
   switch (part) {
     case EpPart::kExchange:
@@ -61,14 +58,11 @@ std::unique_ptr<TokenDispatcher> MakeDispatcher(DispatcherKind kind, const Rank&
   options.max_tokens = shape.max_tokens;
   options.rank = ep.rank();
   options.ranks = rank.mesh.Group(Axis::kEp);
-  options.timeout = kPeerTimeout;
+  options.timeout = shape.timeout;
   options.push_blocks = static_cast<int>(shape.blocks);
-  const std::string why_not = PushDispatcher::WhyNot(options);
-  TORCH_CHECK(why_not.empty(), "push: ", why_not);
-  SymmetricMemoryResult memory =
-      MakeSymmetricMemory(ep, rank.device, PushDispatcher::MemoryBytes(options));
-  TORCH_CHECK(memory.memory != nullptr, "push: ", memory.explanation);
-  return std::make_unique<PushDispatcher>(options, rank.device, std::move(memory.memory));
+  PushDispatcherResult made = PushDispatcher::Make(ep, std::move(options), rank.device);
+  TORCH_CHECK(made.dispatcher != nullptr, "push: ", made.explanation);
+  return std::move(made.dispatcher);
 #else
   TORCH_CHECK(false, "push: this build has no CUDA; --dispatchers collective");
 #endif

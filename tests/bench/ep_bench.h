@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "tests/bench/json_rows.h"
 #include "tests/bench/options.h"
 #include "tests/bench/ranks.h"
@@ -29,8 +30,9 @@ struct DispatcherShape {
   int64_t experts = 0;
   int64_t top_k = 0;
   int64_t hidden = 0;
-  int64_t max_tokens = 0;  // of any rank
-  int64_t blocks = 16;     // multiprocessors of a push
+  int64_t max_tokens = 0;                      // of any rank
+  int64_t blocks = 16;                         // multiprocessors of a push
+  absl::Duration timeout = absl::Seconds(30);  // of a push's waits
 };
 const char* Name(DispatcherKind kind);
 const char* Name(Routing routing);

@@ -23,6 +23,7 @@ namespace {
 constexpr int kRounds = 20;
 constexpr int kWarmUp = 4;
 constexpr int kTracedRounds = 5;
+constexpr absl::Duration kKillTimeout = absl::Seconds(5);  // a lost peer is noticed within 10
 constexpr double kSkew = 0.7;  // standard deviation of an expert's log-odds
 
 struct Work {
@@ -241,7 +242,8 @@ bool RunEpExchange(const EpContext& context) {
         for (const DispatcherKind kind : ep.dispatchers) {
           const bool push = kind == DispatcherKind::kPush;
           for (const int64_t blocks : push ? ep.blocks : std::vector<int64_t>{0}) {
-            const DispatcherShape shape{config.num_experts, config.top_k, hidden, tokens, blocks};
+            DispatcherShape shape{config.num_experts, config.top_k, hidden, tokens, blocks};
+            if (ep.kill_rank >= 0) shape.timeout = kKillTimeout;
             const auto dispatcher = MakeDispatcher(kind, rank, shape);
             if (ep.kill_rank >= 0) DieWhileOthersWait(rank, ep.kill_rank, *dispatcher, work);
             bool right = IsRight(rank, *dispatcher, work);

@@ -78,8 +78,8 @@ class BlockRun {
     return y_TH_;
   }
   at::Tensor Backward() {
-    dx_TH_ = MoeBackward(context_, block_.router_EH, experts_, block_.dy_TH, block_.x_TH, {},
-                         &*saved_, gradients_);
+    dx_TH_ = MoeBackward(context_, block_.router_EH, experts_, block_.x_TH, {}, &*saved_,
+                         gradients_, dispatcher_.BeginDispatch(*saved_->plan, block_.dy_TH, {}));
     return dx_TH_;
   }
 
