@@ -89,12 +89,12 @@ class Cluster:
         for index, ranks in enumerate(cpu_ranks):
             self.start_agent(f"node{index}", ranks)
 
-    def start_coordinator(self):
+    def start_coordinator(self, **environment):
         self.coordinator = Daemon("switchyardd", [
             BIN / "switchyardd", "--listen", self.addresses["listen"],
             "--agent-listen", self.addresses["agent_listen"], "--metrics-listen", "127.0.0.1:0",
             "--state-dir", self.folder / "coordinator", "--artifact-root", self.artifacts,
-            *self.coordinator_flags], self.folder).start()
+            *self.coordinator_flags], self.folder, environment).start()
         self.addresses = {key: self.coordinator.ports[key] for key in self.addresses}
 
     def start_agent(self, name, ranks):
