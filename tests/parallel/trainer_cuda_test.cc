@@ -192,6 +192,10 @@ TEST_F(TrainerCudaTest, RanksFollowOneRankInBfloat16AndRepeatTheirBits) {
     job.job_dir += "-kept";
     job.reshard_after_forward = false;
     EXPECT_EQ(RunInThreads(job).Losses(), first.Losses()) << Name(gang) << " kept gathered";
+    job.job_dir += "-recomputed";
+    job.activation_memory = "ACTIVATION_MEMORY_FULL_RECOMPUTE";
+    EXPECT_LE(LargestDifference(RunInThreads(job).Losses(), first.Losses()), 0.02)
+        << Name(gang) << " recomputed";
   }
 }
 

@@ -89,6 +89,15 @@ TEST_F(TrainerTest, KeepingBucketsGatheredChangesNoBit) {
   EXPECT_EQ(RunInThreads(job).Losses(), RunInThreads(Job("resharded", {2, 1, 1})).Losses());
 }
 
+TEST_F(TrainerTest, RecomputingOnSeveralRanksChangesNoBit) {
+  for (const Gang& gang : std::vector<Gang>{{4, 1, 2}, {4, 1, 4}}) {
+    TinyJob job = Job("recomputed-" + Name(gang), gang);
+    job.activation_memory = "ACTIVATION_MEMORY_FULL_RECOMPUTE";
+    EXPECT_EQ(RunInThreads(job).Losses(), RunInThreads(Job("lean-" + Name(gang), gang)).Losses())
+        << Name(gang);
+  }
+}
+
 struct ResumeCase {
   const char* name;
   Gang gang;

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -81,7 +82,12 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
     std::optional<HeldBucket> held;
     ExpertParameters experts;
     MoeGradients moe_gradients;
+    const auto begin_dispatch = [&] {
+      return context.dispatcher.BeginDispatch(*saved.moe.plan, dy_TH, {});
+    };
+    std::unique_ptr<PendingDispatch> dy_arriving;
     if (is_moe()) {
+      if (context.dispatcher.has_peers()) dy_arriving = begin_dispatch();
       held.emplace(store_, buckets_.experts);
       experts = ViewExperts(c, *buckets_.experts_layout, held->flat());
     }
@@ -94,10 +100,12 @@ at::Tensor Block::Backward(const BatchContext& context, const at::Tensor& dy_TH,
     }
     const ops::RmsNormOutput normed =
         ops::RmsNormForward(saved.middle_TH, weights.post_attention_norm_H, c.rms_norm_eps);
+    // Without peers its rows are made at once: not before they are needed.
+    if (is_moe() && dy_arriving == nullptr) dy_arriving = begin_dispatch();
     const at::Tensor dnormed_TH =
         is_moe()
-            ? MoeBackward(context, weights.router_EH, experts, dy_TH, normed.y_RD, daux_E,
-                          &saved.moe, moe_gradients, deferred)
+            ? MoeBackward(context, weights.router_EH, experts, normed.y_RD, daux_E, &saved.moe,
+                          moe_gradients, std::move(dy_arriving), deferred)
             : MlpBackward(weights.mlp, dy_TH, normed.y_RD, saved.mlp, gradients.mlp, accumulate);
     dmiddle_TH = ops::RmsNormBackward(dnormed_TH, saved.middle_TH, normed.inverse_rms_R,
                                       weights.post_attention_norm_H, c.rms_norm_eps, dy_TH,

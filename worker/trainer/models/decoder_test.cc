@@ -150,35 +150,49 @@ TEST(DecoderTest, CallsWhatCommunicatesInTheSameOrderWithoutTokens) {
   }
 }
 
-// With the ToyConfig's layers: MoE, dense MLP, MoE.
-TEST(DecoderTest, TransfersOfTheBackwardFlyWhileProductsThatDoNotNeedThemRun) {
-  const ModelConfig config = ToyConfig();
+// What communicates in the backward, from the head's end on.
+std::vector<std::string> BackwardCalls(const DecoderOptions& options) {
+  const ModelConfig config = ToyConfig();  // layers: MoE, dense MLP, MoE
   LocalParameterStore local(BuildBuckets(config, 0, config.num_experts), at::kFloat);
   DrawWeights(8, &local);
   std::vector<std::string> calls;
   RecordingStore store(local, &calls);
   RecordingDispatcher dispatcher(config.num_experts, &calls);
-  Decoder decoder(config, {}, store, dispatcher);
+  Decoder decoder(config, options, store, dispatcher);
   decoder.ForwardBackward(DrawBatch(1, {4, 7}, config.vocab_size), 1.0, 0.0);
-  std::vector<std::string> seen;  // from the head's end on, without what does not communicate
+  std::vector<std::string> backward;
   for (const std::string& call : calls) {
-    if (call == "done 6") seen.clear();
+    if (call == "done 6") backward.clear();
     if (!absl::StartsWith(call, "acquire") && !absl::StartsWith(call, "release") &&
         !absl::StartsWith(call, "prefetch")) {
-      seen.push_back(call);
+      backward.push_back(call);
     }
   }
+  return backward;
+}
+
+TEST(DecoderTest, TransfersOfTheBackwardFlyWhileProductsThatDoNotNeedThemRun) {
   EXPECT_THAT(
-      seen, ElementsAre("done 6",
-                        // Layer 2; nothing waits to be computed yet.
-                        "begin dispatch", "begin dispatch", "finish dispatch",
-                        "begin combine of gradients", "finish dispatch", "finish combine", "done 5",
-                        // Layer 1 is dense: it first ends what layer 2 has left.
-                        "done 4",
-                        // Layer 0; the end of layer 1 comes while its rows travel.
-                        "begin dispatch", "begin dispatch", "done 3", "finish dispatch",
-                        "begin combine of gradients", "finish dispatch", "finish combine", "done 2",
-                        "done 1", "done 0"));
+      BackwardCalls({}),
+      ElementsAre("done 6",
+                  // Layer 2; nothing waits to be computed yet.
+                  "begin dispatch", "begin dispatch", "finish dispatch",
+                  "begin combine of gradients", "finish dispatch", "finish combine", "done 5",
+                  // Layer 1 is dense: it first ends what layer 2 has left.
+                  "done 4",
+                  // Layer 0; the end of layer 1 comes while its rows travel.
+                  "begin dispatch", "begin dispatch", "done 3", "finish dispatch",
+                  "begin combine of gradients", "finish dispatch", "finish combine", "done 2",
+                  "done 1", "done 0"));
+}
+
+TEST(DecoderTest, RowsDispatchedToRecomputeServeTheWeightGradientToo) {
+  EXPECT_THAT(BackwardCalls(FullRecompute()),
+              ElementsAre("done 6", "begin dispatch", "begin dispatch", "finish dispatch",
+                          "finish dispatch", "begin combine of gradients", "finish combine",
+                          "done 5", "done 4", "begin dispatch", "begin dispatch", "done 3",
+                          "finish dispatch", "finish dispatch", "begin combine of gradients",
+                          "finish combine", "done 2", "done 1", "done 0"));
 }
 
 TEST(DecoderTest, TheOverlappedBackwardGivesTheSameBits) {

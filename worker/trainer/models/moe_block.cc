@@ -33,6 +33,7 @@ at::Tensor MoeForward(const BatchContext& context, const at::Tensor& router_EH,
 
 void MoeRecompute(const BatchContext& context, const ExpertParameters& experts,
                   const at::Tensor& x_TH, MoeSaved* saved) {
+  if (context.dispatcher.has_peers()) return;  // the backward has the rows anyway
   const DispatchPlan& plan = *saved->plan;
   const DispatchedRows sent = context.dispatcher.Dispatch(plan, x_TH, {});
   saved->z_N2F =
@@ -42,25 +43,30 @@ void MoeRecompute(const BatchContext& context, const ExpertParameters& experts,
 
 // With peers a layer's four transfers fly while products run that do not need them
 // (docs/overlap.md):
-//     dy, x on their way | weight gradients of the layer after (`meanwhile`)
-//     x on its way       | gradients of h, z and the rows
+//     dy, x on their way | attention again (full recompute); weight gradients of the layer after
+//     x on its way       | gradients of h, z and the rows (full recompute: none, z needs it)
 //     the rows' gradient | weight gradients of this layer's experts
 // Without peers each product follows the one that it shares an operand with: least memory.
 at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
-                       const ExpertParameters& experts, const at::Tensor& dy_TH,
-                       const at::Tensor& x_TH, const at::Tensor& daux_E, MoeSaved* saved,
-                       const MoeGradients& gradients, DeferredGradients* meanwhile) {
+                       const ExpertParameters& experts, const at::Tensor& x_TH,
+                       const at::Tensor& daux_E, MoeSaved* saved, const MoeGradients& gradients,
+                       std::unique_ptr<PendingDispatch> dy_arriving, DeferredGradients* meanwhile) {
   TokenDispatcher& dispatcher = context.dispatcher;
   const bool overlap = dispatcher.has_peers();
   const ops::SpareSms spare(dispatcher.sms_in_flight());
   const DispatchPlan& plan = *saved->plan;
-  std::unique_ptr<PendingDispatch> dy_arriving = dispatcher.BeginDispatch(plan, dy_TH, {});
   // The rows are dispatched a second time instead of being kept from the forward.
   std::unique_ptr<PendingDispatch> x_arriving;
   if (overlap) x_arriving = dispatcher.BeginDispatch(plan, x_TH, {});
   if (meanwhile != nullptr) meanwhile->Compute();
 
   at::Tensor dy_NH = dispatcher.FinishDispatch(std::move(dy_arriving)).rows_NH;
+  at::Tensor x_NH;
+  if (overlap && !saved->z_N2F.defined()) {
+    x_NH = dispatcher.FinishDispatch(std::move(x_arriving)).rows_NH;
+    saved->z_N2F =
+        ops::ExpertsUpForward(x_NH, experts.gate_up_E2FH, saved->weights_N, plan.offsets_E1).z_N2F;
+  }
   ops::ExpertsDownGradients down = ops::ExpertsDownBackward(dy_NH, saved->z_N2F, experts.down_EHF,
                                                             saved->weights_N, plan.offsets_E1);
   saved->z_N2F.reset();
@@ -70,9 +76,10 @@ at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
     dy_NH.reset();
     down.h_NF.reset();
     if (!overlap) x_arriving = dispatcher.BeginDispatch(plan, x_TH, {});
-    const at::Tensor x_NH = dispatcher.FinishDispatch(std::move(x_arriving)).rows_NH;
+    if (!x_NH.defined()) x_NH = dispatcher.FinishDispatch(std::move(x_arriving)).rows_NH;
     ops::ExpertsBackwardWeight(down.dz_N2F, x_NH, plan.offsets_E1, gradients.experts.gate_up_E2FH,
                                gradients.accumulate_experts);
+    x_NH.reset();
   };
   if (!overlap) weight_gradients();
   at::Tensor drows_NH = ops::ExpertsUpBackward(down.dz_N2F, experts.gate_up_E2FH, plan.offsets_E1);

@@ -39,7 +39,7 @@ at::Tensor MoeForward(const BatchContext& context, const at::Tensor& router_EH,
                       const ExpertParameters& experts, const at::Tensor& x_TH,
                       const at::Tensor& residual_TH, MoeSaved* saved, RoutingSums* sums);
 
-// Fills the lean set again from the decision in `saved`.
+// Fills the lean set again from the decision in `saved`; with peers it leaves that to MoeBackward.
 void MoeRecompute(const BatchContext& context, const ExpertParameters& experts,
                   const at::Tensor& x_TH, MoeSaved* saved);
 
@@ -50,13 +50,15 @@ struct MoeGradients {
   ExpertParameters experts;
   bool accumulate_experts = true;
 };
-// Returns dx, without the residual's part; consumes z of `saved`. daux_E: the auxiliary loss's
-// gradient by each expert's probability, or undefined. `meanwhile` (may be null) is computed while
-// the first transfer is in flight.
+// Returns dx, without the residual's part; consumes z of `saved`, which is computed again where it
+// is not there. `dy_arriving`: the dispatch of dy [T, H], begun by the caller as soon as it has dy.
+// daux_E: the auxiliary loss's gradient by each expert's probability, or undefined. `meanwhile`
+// (may be null) is computed while the first transfers are in flight.
 at::Tensor MoeBackward(const BatchContext& context, const at::Tensor& router_EH,
-                       const ExpertParameters& experts, const at::Tensor& dy_TH,
-                       const at::Tensor& x_TH, const at::Tensor& daux_E, MoeSaved* saved,
-                       const MoeGradients& gradients, DeferredGradients* meanwhile = nullptr);
+                       const ExpertParameters& experts, const at::Tensor& x_TH,
+                       const at::Tensor& daux_E, MoeSaved* saved, const MoeGradients& gradients,
+                       std::unique_ptr<PendingDispatch> dy_arriving,
+                       DeferredGradients* meanwhile = nullptr);
 
 }  // namespace switchyard
 

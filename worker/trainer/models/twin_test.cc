@@ -178,7 +178,8 @@ TEST_P(MoeTwinTest, HasTheSameOutputAndGradients) {
   d.accumulate_router = false;
   d.experts = {at::ones_like(experts.gate_up_E2FH), at::ones_like(experts.down_EHF)};
   d.accumulate_experts = true;
-  const at::Tensor dx = MoeBackward(context, router, experts, dy, x, daux_E, &saved, d);
+  const at::Tensor dx = MoeBackward(context, router, experts, x, daux_E, &saved, d,
+                                    dispatcher.BeginDispatch(*saved.plan, dy, {}));
 
   const at::Tensor twin_router = Leaf(router);
   const ExpertParameters twin = {Leaf(experts.gate_up_E2FH), Leaf(experts.down_EHF)};
