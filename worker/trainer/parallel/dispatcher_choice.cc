@@ -2,12 +2,10 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "worker/trainer/parallel/collective_dispatcher.h"
 #include "worker/trainer/parallel/local_dispatcher.h"
 #if defined(SY_CUDA)
 #include "worker/trainer/parallel/push_dispatcher.h"
-#include "worker/trainer/parallel/symmetric_memory.h"
 #endif
 
 namespace switchyard {
@@ -30,18 +28,9 @@ DispatcherChoice TryPush(Comm& ep, const Mesh& mesh, const DispatcherNeeds& need
   options.rank = ep.rank();
   options.ranks = mesh.Group(Axis::kEp);
   options.timeout = needs.timeout;
-  out.reason = PushDispatcher::WhyNot(options);
-  if (!out.reason.empty()) return out;
-  const int64_t bytes = PushDispatcher::MemoryBytes(options);
-  SymmetricMemoryResult memory = MakeSymmetricMemory(ep, needs.device, bytes);
-  if (memory.memory == nullptr) {
-    out.reason = absl::StrCat("no memory that all ranks can address: ", memory.explanation);
-    return out;
-  }
-  if (memory.memory->in_process()) options.before_waiting = [&ep] { ep.Barrier(); };
-  out.dispatcher =
-      std::make_unique<PushDispatcher>(options, needs.device, std::move(memory.memory));
-  out.reason = absl::StrCat(memory.explanation, ", ", bytes, " bytes per rank");
+  PushDispatcherResult made = PushDispatcher::Make(ep, std::move(options), needs.device);
+  out.dispatcher = std::move(made.dispatcher);
+  out.reason = std::move(made.explanation);
 #else
   (void)ep, (void)mesh;
   out.reason = "this trainer was built without CUDA";

@@ -198,6 +198,20 @@ int64_t PushDispatcher::MemoryBytes(const PushOptions& options) {
   return kernels::DispatchArenaLayout(ShapeOf(options)).bytes;
 }
 
+PushDispatcherResult PushDispatcher::Make(Comm& ep, PushOptions options, c10::Device device) {
+  if (std::string fault = WhyNot(options); !fault.empty()) return {nullptr, std::move(fault)};
+  const int64_t bytes = MemoryBytes(options);
+  SymmetricMemoryResult made = MakeSymmetricMemory(ep, device, bytes);
+  if (made.memory == nullptr) {
+    return {nullptr, absl::StrCat("no memory that all ranks can address: ", made.explanation)};
+  }
+  if (made.memory->in_process() && options.before_waiting == nullptr) {
+    options.before_waiting = [&ep] { ep.Barrier(); };
+  }
+  return {std::make_unique<PushDispatcher>(options, device, std::move(made.memory)),
+          absl::StrCat(made.explanation, ", ", bytes, " bytes per rank")};
+}
+
 PushDispatcher::PushDispatcher(const PushOptions& options, c10::Device device,
                                std::unique_ptr<SymmetricMemory> memory)
     : impl_(std::make_unique<Impl>(options, device, std::move(memory))) {

@@ -33,11 +33,17 @@ struct PushOptions {
   // Of the push of a combine without gradients of weights: the forward's, which has no computation
   // beside it and sums rows before it sends.
   int forward_combine_blocks = 64;
-  // Called on the host before a kernel is launched that waits for what peers send; may be null.
-  // For ranks that share a device: all are to come here first, so that what is waited for has been
-  // launched. Else a rank whose host waits for the device (to load a module, say) would wait for
-  // the kernel that waits for its own next launch.
+  // Called on the host before a kernel is launched that waits for what peers send; null: Make's
+  // choice. Ranks that share a device must all come here first, so that what is waited for has
+  // been launched. Else a rank whose host waits for the device (to load a module, say) would wait
+  // for the kernel that waits for its own next launch.
   std::function<void()> before_waiting;
+};
+
+class PushDispatcher;
+struct PushDispatcherResult {
+  std::unique_ptr<PushDispatcher> dispatcher;  // null: there is none, on any rank
+  std::string explanation;                     // what it goes through, or what is in the way
 };
 
 // Gives the bits of CollectiveDispatcher over the same ranks. bf16 rows, fp32 weights, contiguous.
@@ -56,6 +62,11 @@ class PushDispatcher final : public TokenDispatcher {
   static std::string WhyNot(const PushOptions& options);
   // Bytes of each rank's block.
   static int64_t MemoryBytes(const PushOptions& options);
+
+  // Collective over `ep`, which it borrows for the dispatcher's life: sets up memory, then the
+  // dispatcher. All ranks get one, or none. Ranks inside one process, which may share a device,
+  // meet before each wait.
+  static PushDispatcherResult Make(Comm& ep, PushOptions options, c10::Device device);
 
   // `memory` is fresh. On the current device.
   PushDispatcher(const PushOptions& options, c10::Device device,
