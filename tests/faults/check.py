@@ -15,7 +15,7 @@ import tempfile
 # Numbers of server/job_state.h.
 JOB_FINAL = {7: "SUCCEEDED", 8: "FAILED", 9: "CANCELLED"}
 ATTEMPT_SUCCEEDED, ATTEMPT_FINAL = 6, 6
-CHECKPOINT_COMMITTING, CHECKPOINT_COMMITTED = 1, 2
+CHECKPOINT_COMMITTING, CHECKPOINT_COMMITTED, CHECKPOINT_DELETING = 1, 2, 5
 
 
 def _table():
@@ -146,19 +146,21 @@ def check_checkpoint(folder, row):
 
 
 def check_checkpoints(db, job_dir, name, state, damaged=()):
-    committed = {}
+    committed, deleting = {}, set()
     for step, attempt, number, final in db.execute(
             "SELECT step, attempt, state, final FROM checkpoints WHERE job = ?", (name,)):
         if number == CHECKPOINT_COMMITTED:
             committed[step] = {"step": step, "attempt": attempt, "final": final}
         elif number == CHECKPOINT_COMMITTING and state in JOB_FINAL:
             yield f"{name}: the checkpoint of step {step} is COMMITTING for ever"
+        elif number == CHECKPOINT_DELETING:
+            deleting.add(step)  # its files go when the coordinator runs again
     for step, row in committed.items():
         folder = job_dir / f"checkpoints/step-{step}"
         if str(folder) not in damaged:
             yield from check_checkpoint(folder, row)
     for folder in (job_dir / "checkpoints").glob("step-*"):
-        if int(folder.name[5:]) not in committed:
+        if int(folder.name[5:]) not in committed.keys() | deleting:
             yield f"{folder} is published, but no row tells of it"
     if state == 7 and not any(row["final"] for row in committed.values()):
         yield f"{name} succeeded without a final checkpoint"

@@ -17,6 +17,8 @@ from rows_kills import failpoints, verify
 # What a failpoint needs beyond a job with checkpoints, of which only the newest is kept.
 NEEDS_CANCEL = {"cancel_job.before_store", "cancel_job.before_answer"}
 NEEDS_LOST_NODE = {"scheduler.before_node_lost"}
+NEEDS_DOWNLOAD = {"download.before_chunk"}
+NEEDS_GARBAGE = {"collect.before_remove"}
 # Reached only by `switchyardd backup` and restore, by a migration, or when a disk is full: their own rows.
 ELSEWHERE = {"backup.before_rename", "backup.after_rename", "restore.before_rename", "migrate.before_commit",
              "ballast.before_free"}
@@ -41,7 +43,8 @@ def crash_at(run, point, action, hit):
     """One history: the coordinator dies at its `hit`-th pass of the point. True: it did."""
     arm = {"SWITCHYARD_FAILPOINTS": f"{point}={action}@{hit}"}
     # Long enough for agents that wait before they connect again; short where a lease has to end.
-    with cluster.cluster(nodes=2, ranks=1, ttl=3.0 if point in NEEDS_LOST_NODE else 12.0) as made:
+    with cluster.cluster(nodes=2, ranks=1, ttl=3.0 if point in NEEDS_LOST_NODE else 12.0,
+                         flags=["--garbage-grace", "0s"] if point in NEEDS_GARBAGE else ()) as made:
         made.coordinator.kill(signal.SIGTERM)
         made.start_coordinator(environment=arm, wait=False)
 
@@ -57,6 +60,10 @@ def crash_at(run, point, action, hit):
                 made.wait_state("projects/default/jobs/far", "RUNNING")
                 kill([made.agents["node0"].process.pid])
             made.wait_final(names)
+            if point in NEEDS_DOWNLOAD:
+                subprocess.run([made.bin / "switchyard", "--server", made.addresses["listen"], "checkpoints", "download",
+                                names[0].rsplit("/", 1)[-1], made.folder / "downloaded", "--chunk-bytes", "64"],
+                               check=True, capture_output=True, timeout=60)
             return names
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -1,5 +1,7 @@
 #include "tests/simulation/checker.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -24,7 +26,56 @@ bool IsAble(const Part& part) {
 }
 
 void Checker::OnCommit(Store& store, const ChangeSet& changes) {
-  for (const JobId& id : changes.jobs) CheckJob(store, id);
+  // Where only steps or events came, the next change sees them; the last, CheckAll.
+  std::set<JobId> changed = changes.scheduling_jobs;
+  for (const JobChange& change : changes.job_changes) changed.insert(change.job);
+  for (const AttemptChange& change : changes.attempt_changes) changed.insert(change.attempt.job);
+  for (const CheckpointChange& change : changes.checkpoints) changed.insert(change.job);
+  for (const NodeId& id : changes.scheduling_nodes) CheckNode(store, id);
+  for (const JobId& id : changed) CheckJob(store, id);
+  for (const JobChange& change : changes.job_changes) {
+    if (change.to == JobState::kStarting) CheckPlacement(store, {change.job, change.attempt});
+  }
+}
+
+void Checker::CheckAll(Store& store) {
+  std::vector<JobId> ids;
+  for (const auto& [id, known] : jobs_) ids.push_back(id);
+  for (const JobId& id : ids) {
+    CheckJob(store, id);
+    const auto checkpoints = store.ListCheckpoints(id, 0, 1000);
+    if (!checkpoints.ok()) continue;  // CheckJob said so
+    for (const CheckpointRecord& c : *checkpoints) {
+      if (::access(c.path.c_str(), F_OK) == 0) continue;
+      world_.Violate(absl::StrCat("checkpoint ", c.path, " is committed and not there"));
+    }
+  }
+}
+
+void Checker::CheckNode(Store& store, const NodeId& id) {
+  const absl::StatusOr<NodeRecord> node = store.GetNode(id);
+  if (!node.ok()) {
+    world_.Violate(absl::StrCat("node ", id.value(), ": ", node.status().ToString()));
+    return;
+  }
+  if (node->quarantine.message.empty()) {
+    if (quarantined_.erase(id) > 0) world_.Count("node: released from quarantine");
+  } else if (quarantined_.insert(id).second) {
+    world_.Count("node: quarantined");
+  }
+}
+
+void Checker::CheckPlacement(Store& store, const AttemptId& id) {
+  const auto reservations = store.Reservations();
+  if (!reservations.ok()) {
+    world_.Violate("reservations cannot be read");
+    return;
+  }
+  for (const Reservation& r : *reservations) {
+    if (!(r.attempt == id) || !quarantined_.contains(r.node)) continue;
+    world_.Violate(absl::StrCat("attempt ", Text(id), " was placed on node ", r.node.value(),
+                                ", which is quarantined"));
+  }
 }
 
 void Checker::CheckJob(Store& store, const JobId& id) {
@@ -43,9 +94,14 @@ void Checker::CheckJob(Store& store, const JobId& id) {
                                 " to ", job->version));
   }
   if (IsFinal(job->state) && (is_new || !IsFinal(known.state))) ++num_final_;
+  if (job->state == JobState::kStopping && known.state != JobState::kStopping) {
+    world_.Tally(absl::StrCat("job: told to stop, ", Name(job->stop_reason)));
+  }
   known.state = job->state;
   known.version = job->version;
 
+  // Of a job that has ended all but the last may be gone, those too that came after its end.
+  if (IsFinal(job->state)) known.last_event = std::max(known.last_event, job->first_event - 1);
   bool attempts = false;
   bool checkpoints = false;
   const absl::StatusOr<std::vector<EventRecord>> events =
@@ -62,6 +118,9 @@ void Checker::CheckJob(Store& store, const JobId& id) {
     known.last_event = event.job_seq;
     attempts |= event.kind == "ATTEMPT" || event.kind == "STATE";
     checkpoints |= event.kind == "CHECKPOINT";
+    if (absl::StartsWith(event.message, "CHECKPOINT_REJECTED")) {
+      world_.Count("checkpoint: rejected, an older one is used");
+    }
   }
   if (is_new && known.last_event == 0) {
     world_.Violate(absl::StrCat("job ", id.value(), " was stored without an event"));
@@ -178,6 +237,14 @@ void Checker::OnPartStarted(Store* store, const Part& part) {
     world_.Violate(absl::StrCat("attempt ", Text(part.id), " runs on node ", part.node.name(),
                                 " before the gang was started"));
   }
+}
+
+void Checker::OnEndAcknowledged(Store* store, const SimNode& node, const AttemptId& attempt) {
+  if (store == nullptr) return;
+  const auto stale = store->FindStale(NodeId(node.name()), {attempt});
+  if (!stale.ok() || !stale->empty()) return;
+  world_.Violate(absl::StrCat("the end of attempt ", Text(attempt), " on node ", node.name(),
+                              " was acknowledged, but it is open for the coordinator"));
 }
 
 void Checker::OnRestored(Store& store) {

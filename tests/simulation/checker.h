@@ -25,13 +25,19 @@ class Checker {
   //   events: numbered from 1 without a gap;
   //   gangs: an open attempt has all its parts, each device once, until parts end;
   //   one writer: a part that the coordinator takes for ended has no living process;
+  //   quarantine: no gang is placed on a node that is held from placement;
   //   checkpoints: at most one committed of a step; only the open attempt commits.
   void OnCommit(Store& store, const ChangeSet& changes);
   // One writer: no other attempt of the job, and no other part on these devices, lives.
   void OnPartStarted(Store* store, const Part& part);
+  // No report is lost: the coordinator has acknowledged the end of this part, so it knows of it.
+  // Null: it is down.
+  void OnEndAcknowledged(Store* store, const SimNode& node, const AttemptId& attempt);
   // After a start of the coordinator, and at the end: nothing acknowledged is lost, nothing final
   // has changed.
   void OnRestored(Store& store);
+  // At the end: as OnCommit, of all jobs; and the files of committed checkpoints are there.
+  void CheckAll(Store& store);
 
   // While a start of the coordinator restores what a crash has left.
   void SetRecovering(bool recovering) { recovering_ = recovering; }
@@ -48,6 +54,8 @@ class Checker {
     std::map<int64_t, int32_t> committed;  // step -> attempt
   };
   void CheckJob(Store& store, const JobId& id);
+  void CheckNode(Store& store, const NodeId& id);
+  void CheckPlacement(Store& store, const AttemptId& id);
   void CheckParts(Store& store, const JobId& id);
   void CheckGang(Store& store, const JobRecord& job);
   void CheckCheckpoints(Store& store, const JobRecord& job, Known& known);
@@ -56,6 +64,7 @@ class Checker {
   Trainers& trainers_;
   std::set<JobId> acknowledged_;
   std::map<JobId, Known> jobs_;
+  std::set<NodeId> quarantined_;
   int64_t num_final_ = 0;
   bool recovering_ = false;
 };

@@ -1,5 +1,8 @@
 #include "tests/simulation/coordinator.h"
 
+#include <stdio.h>
+#include <unistd.h>
+
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -7,6 +10,10 @@
 
 namespace switchyard::simulation {
 namespace {
+
+constexpr absl::Duration kHousekeepingEvery = absl::Seconds(20);
+constexpr absl::Duration kGarbageGrace = absl::Minutes(3);
+constexpr absl::Duration kKeepHistory = absl::Minutes(5);
 
 // A write that the real disk would refuse: pages are needed for it. What only ends a transaction is
 // let through.
@@ -20,7 +27,10 @@ bool NeedsSpace(absl::string_view sql) {
 SimCoordinator::Parts::Parts(SimCoordinator& self, std::unique_ptr<Store> opened)
     : store(std::move(opened)),
       leases(self.options_.lease, self.world_.clock()),
-      publisher(*store, self.options_.artifact_root, /*verify_checksums=*/false),
+      holds(self.world_.clock()),
+      publisher(*store, self.options_.artifact_root, /*verify_checksums=*/true,
+                /*checker=*/nullptr, &holds),
+      housekeeper(*store, publisher, holds, self.world_.clock(), kGarbageGrace),
       logs(self.options_.folder + "/logs"),
       loop(
           *store, leases, self.world_.clock(),
@@ -73,6 +83,7 @@ void SimCoordinator::Kill() {
 
 void SimCoordinator::Die() {
   world_.Trace("coordinator is dead");
+  UndoRenames();
   std::vector<std::weak_ptr<Stream>> streams = std::move(parts_->streams);
   parts_.reset();
   statements_left_.reset();
@@ -84,6 +95,21 @@ void SimCoordinator::Die() {
   }
   world_.After(world_.random().Spread(absl::Milliseconds(200), absl::Seconds(60)),
                [this] { Start(); });
+}
+
+// `work` that is killed after a commit runs on and moves files, which a dead process does not.
+void SimCoordinator::UndoRenames() {
+  const auto publishing = parts_->store->CheckpointsIn(CheckpointState::kCommitting);
+  if (!publishing.ok()) return;
+  for (const CheckpointRecord& c : *publishing) {
+    if (::access(c.staging_path.c_str(), F_OK) == 0 || ::access(c.path.c_str(), F_OK) != 0 ||
+        world_.random().Chance(0.5)) {
+      continue;
+    }
+    if (::rename(c.path.c_str(), c.staging_path.c_str()) == 0) {
+      world_.Count("publisher: killed before its rename");
+    }
+  }
 }
 
 void SimCoordinator::Enter(std::function<void(bool up)> work) {
@@ -162,7 +188,9 @@ void SimCoordinator::OnCommit(const ChangeSet& changes) {
 
 void SimCoordinator::Tick(int64_t life) {
   Enter([this, life](bool up) {
-    if (up && life == num_starts_) RunScheduler();
+    if (!up || life != num_starts_) return;
+    RunScheduler();
+    if (!doomed_) KeepHouse();
   });
   if (life != num_starts_ || parts_ == nullptr) return;
   world_.After(options_.tick, [this, life] {
@@ -177,6 +205,15 @@ void SimCoordinator::RunScheduler() {
   if (!doomed_ && !disk_full_) {
     world_.Violate(absl::StrCat("a scheduling round failed: ", status.ToString()));
   }
+}
+
+void SimCoordinator::KeepHouse() {
+  if (world_.now() < parts_->next_housekeeping) return;
+  parts_->next_housekeeping = world_.now() + kHousekeepingEvery;
+  parts_->housekeeper.RunOnce();
+  const absl::StatusOr<bool> pruned =
+      parts_->store->PruneHistory(world_.clock().Now() - kKeepHistory);
+  if (pruned.ok() && *pruned) world_.Count("store: history pruned");
 }
 
 std::shared_ptr<Stream> SimCoordinator::OpenStream(Network& network, Link& link) {

@@ -12,6 +12,8 @@
 #include "absl/status/status.h"
 #include "absl/types/optional.h"
 #include "server/api/agent_gateway.h"
+#include "server/artifacts/checkpoint_holds.h"
+#include "server/artifacts/housekeeper.h"
 #include "server/scheduler/loop.h"
 #include "tests/simulation/network.h"
 #include "tests/simulation/world.h"
@@ -91,7 +93,10 @@ class SimCoordinator final : public Listener {
     Parts(SimCoordinator& self, std::unique_ptr<Store> opened);
     std::unique_ptr<Store> store;
     LeaseTable leases;
+    CheckpointHolds holds;
     Publisher publisher;
+    Housekeeper housekeeper;  // its thread is not started
+    absl::Duration next_housekeeping;
     LogFiles logs;
     SchedulerLoop loop;
     AgentGateway gateway;
@@ -101,10 +106,13 @@ class SimCoordinator final : public Listener {
   void OnCommit(const ChangeSet& changes);
   void Tick(int64_t life);
   void RunScheduler();
+  // Retention, deletion, staging folders of what is over, history.
+  void KeepHouse();
   void ArmPump(const std::shared_ptr<Stream>& stream, absl::Duration delay);
   void Pump(const std::shared_ptr<Stream>& stream);
   void EndStream(const std::shared_ptr<Stream>& stream, const absl::Status& status);
   void Die();  // what is left to do when the process is gone
+  void UndoRenames();
 
   World& world_;
   const CoordinatorOptions options_;

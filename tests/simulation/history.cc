@@ -45,6 +45,9 @@ class History {
   void FaultNode(SimNode& node);
   void FaultNetwork(SimNode& node);
   void FaultStore();
+  void FaultCheckpoint();
+  // Reboots, or kills the agent, so many times, some seconds after each start.
+  void Flap(SimNode& node, int times);
   void Heal();
   std::string FirstStuck();
   void Supervise();
@@ -55,6 +58,7 @@ class History {
 
   const HistoryOptions options_;
   World world_;
+  LeaseConfig lease_;  // before the coordinator, which takes it
   SimCoordinator coordinator_;
   Network network_;
   Trainers trainers_;
@@ -75,8 +79,13 @@ History::History(const HistoryOptions& options)
       network_(world_, coordinator_),
       trainers_(world_),
       checker_(world_, trainers_),
-      cluster_{world_, network_, coordinator_, trainers_, [this](const Part& part) {
-                 checker_.OnPartStarted(coordinator_.database(), part);
+      cluster_{world_,
+               network_,
+               coordinator_,
+               trainers_,
+               [this](const Part& part) { checker_.OnPartStarted(coordinator_.database(), part); },
+               [this](const SimNode& node, const AttemptId& attempt) {
+                 checker_.OnEndAcknowledged(coordinator_.database(), node, attempt);
                }} {
   coordinator_.SetObserver(
       {[this](Store& store, const ChangeSet& changes) { checker_.OnCommit(store, changes); },
@@ -94,8 +103,10 @@ CoordinatorOptions History::MakeCoordinatorOptions() {
   options.folder = options_.folder + "/state";
   options.artifact_root = options_.folder + "/artifacts";
   const int kind = random().Range(0, 2);
-  options.lease.ttl = kind == 0 ? absl::Seconds(20) : absl::Seconds(kind == 1 ? 45 : 120);
-  options.lease.heartbeat = kind == 2 ? absl::Seconds(5) : absl::Seconds(2);
+  lease_.ttl = kind == 0 ? absl::Seconds(20) : absl::Seconds(kind == 1 ? 45 : 120);
+  // Up to the most that the configuration lets through.
+  lease_.heartbeat = random().Spread(absl::Seconds(2), lease_.ttl / 3);
+  options.lease = lease_;
   options.retry_backoff = random().Spread(absl::Seconds(1), absl::Seconds(10));
   options.tick = random().Chance(0.2) ? absl::Milliseconds(250) : absl::Seconds(3);
   return options;
@@ -111,6 +122,7 @@ void History::AddNodes() {
                                                /*num_boots_before=*/0));
     SimNode& node = *nodes_.back();
     node.link().loss = random().Chance(0.5) ? 0.002 : 0.05;
+    if (random().Chance(0.3)) node.link().twice = 0.2;
     world_.After(random().Spread(absl::Milliseconds(10), absl::Seconds(30)),
                  [&node] { node.StartAgent(); });
   }
@@ -241,7 +253,9 @@ void History::NextFault() {
                random().Chance(0.5) ? NodeScheduling::kCordoned : NodeScheduling::kDraining);
       world_.After(random().Spread(absl::Seconds(1), absl::Minutes(4)),
                    [this, &node] { Schedule(node.name(), NodeScheduling::kActive); });
-    } else if (dice < 0.66) {
+    } else if (dice < 0.34) {
+      FaultCheckpoint();
+    } else if (dice < 0.70) {
       FaultNode(AnyNode());
     } else {
       FaultNetwork(AnyNode());
@@ -288,9 +302,36 @@ void History::FaultStore() {
   }
 }
 
+void History::FaultCheckpoint() {
+  if (coordinator_.database() == nullptr) return;
+  const auto jobs = coordinator_.database()->JobsIn(
+      {JobState::kQueued, JobState::kStarting, JobState::kRunning, JobState::kStopping});
+  if (!jobs.ok() || jobs->empty()) return;
+  const JobRecord& job =
+      (*jobs)[static_cast<size_t>(random().Range(0, static_cast<int>(jobs->size()) - 1))];
+  const auto checkpoints = coordinator_.database()->ListCheckpoints(job.id, 0, 10);
+  if (!checkpoints.ok() || checkpoints->empty()) return;
+  if (DamageCheckpoint(checkpoints->front().path, random())) {
+    world_.Count("fault: checkpoint damaged");
+  }
+}
+
+void History::Flap(SimNode& node, int times) {
+  if (!faults_on_ || times == 0) return;
+  if (random().Chance(0.7)) {
+    node.Reboot();
+  } else {
+    node.KillAgent();
+  }
+  const absl::Duration down = random().Spread(absl::Milliseconds(100), absl::Seconds(10));
+  world_.After(down, [&node] { node.StartAgent(); });
+  world_.After(down + random().Spread(absl::Seconds(2), absl::Minutes(1)),
+               [this, &node, times] { Flap(node, times - 1); });
+}
+
 void History::FaultNode(SimNode& node) {
   const absl::Duration down = random().Spread(absl::Milliseconds(100), absl::Minutes(4));
-  switch (random().Range(0, 7)) {
+  switch (random().Range(0, 9)) {
     case 0:
     case 1:
     case 2:
@@ -323,12 +364,34 @@ void History::FaultNode(SimNode& node) {
       node.disk().full = true;
       world_.After(down, [&node] { node.disk().full = false; });
       break;
+    case 8:
+      world_.Count("fault: agent terminated");
+      node.TerminateAgent(random().Spread(absl::Seconds(1), absl::Seconds(30)));
+      world_.After(down + absl::Minutes(1), [&node] { node.StartAgent(); });
+      break;
+    case 9:
+      world_.Count("fault: machine flaps");
+      Flap(node, random().Range(2, 6));
+      break;
   }
 }
 
 void History::FaultNetwork(SimNode& node) {
   const absl::Duration down = random().Spread(absl::Milliseconds(100), absl::Minutes(5));
-  const int way = random().Range(0, 2);
+  const int way = random().Range(0, 3);
+  if (way == 3) {
+    // The coordinator hears of the node for the last time, but its answer comes much later, and
+    // nothing more gets to it until the lease is over.
+    world_.Count("fault: link cut downwards, then upwards; answers are held back");
+    node.link().cut_down = true;
+    world_.After(random().Between(absl::ZeroDuration(), 2 * lease_.heartbeat),
+                 [&node] { node.link().cut_up = true; });
+    world_.After(random().Between(absl::Seconds(1), lease_.ttl),
+                 [&node] { node.link().cut_down = false; });
+    world_.After(random().Between(lease_.ttl, 3 * lease_.ttl),
+                 [&node] { node.link().cut_up = node.link().cut_down = false; });
+    return;
+  }
   world_.Count(way == 0   ? "fault: link cut"
                : way == 1 ? "fault: link cut upwards"
                           : "fault: link cut downwards");
@@ -390,6 +453,7 @@ HistoryResult History::Run() {
   }
   if (world_.violation().empty() && coordinator_.database() != nullptr) {
     checker_.OnRestored(*coordinator_.database());
+    checker_.CheckAll(*coordinator_.database());
   }
   HistoryResult result;
   result.violation = world_.violation();

@@ -1,13 +1,13 @@
 #include "tests/simulation/network.h"
 
 #include <utility>
+#include <vector>
 
 namespace switchyard::simulation {
 namespace {
 
 // How long a kernel goes on to send what its process, perhaps long dead, has handed over.
 constexpr absl::Duration kHeldFor = absl::Minutes(2);
-constexpr double kDuplicate = 0.02;
 constexpr double kLate = 0.02;
 
 bool IsCut(const Link& link, Direction direction) {
@@ -15,6 +15,11 @@ bool IsCut(const Link& link, Direction direction) {
 }
 
 }  // namespace
+
+Network::~Network() {
+  std::vector<std::deque<std::function<void()>>> messages;
+  for (Pipe* pipe : *pipes_) messages.push_back(std::move(pipe->waiting_));
+}
 
 void Network::Arrive(Link& link, Direction direction, absl::Duration sent,
                      std::function<void()> action) {
@@ -69,9 +74,9 @@ void Network::Call(Link& link, absl::Duration timeout, std::function<absl::Statu
     });
   };
   Send(link, Direction::kUp, request);
-  if (world_.random().Chance(kDuplicate)) {
+  if (world_.random().Chance(link.twice)) {
     world_.Count("network: request twice");
-    world_.After(world_.random().Spread(absl::Milliseconds(1), absl::Seconds(40)),
+    world_.After(world_.random().Spread(absl::Milliseconds(1), kHeldFor),
                  [this, &link, request] { Send(link, Direction::kUp, request); });
   }
 }

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -19,6 +20,7 @@ struct Link {
   absl::Duration min_delay = absl::Microseconds(100);
   absl::Duration max_delay = absl::Milliseconds(20);
   double loss = 0;      // share of messages that are lost
+  double twice = 0.02;  // of requests that come a second time
   bool cut_up = false;  // nothing gets to the coordinator
   bool cut_down = false;
 };
@@ -35,9 +37,12 @@ class Listener {
   virtual bool answers() const = 0;
 };
 
+class Pipe;
+
 class Network {
  public:
   Network(World& world, Listener& listener) : world_(world), listener_(listener) {}
+  ~Network();
 
   // Runs `action` when a message sent now arrives, if it does. A cut holds messages up: they arrive
   // some time after it is healed, unless that takes more than two minutes.
@@ -51,11 +56,15 @@ class Network {
   World& world() { return world_; }
 
  private:
+  friend class Pipe;
   bool Lost(Link& link) { return world_.random().Chance(link.loss); }
   void Arrive(Link& link, Direction direction, absl::Duration sent, std::function<void()> action);
 
   World& world_;
   Listener& listener_;
+  // Pipes with messages on their way, which hold what holds the pipe: at the end of the history
+  // nobody else would let go of them. Shared, because pipes may outlive this.
+  const std::shared_ptr<std::set<Pipe*>> pipes_ = std::make_shared<std::set<Pipe*>>();
 };
 
 // One direction of a stream: messages arrive in order. Not destroyed before its last message has
@@ -63,15 +72,20 @@ class Network {
 class Pipe : public std::enable_shared_from_this<Pipe> {
  public:
   Pipe(Network& network, Link& link, Direction direction)
-      : network_(network), link_(link), direction_(direction) {}
+      : network_(network), link_(link), direction_(direction), pipes_(network.pipes_) {
+    pipes_->insert(this);
+  }
+  ~Pipe() { pipes_->erase(this); }
   void Send(std::function<void()> action);
 
  private:
+  friend class Network;
   void Arm(absl::Duration delay);
 
   Network& network_;
   Link& link_;
   const Direction direction_;
+  const std::shared_ptr<std::set<Pipe*>> pipes_;
   std::deque<std::function<void()>> waiting_;
 };
 

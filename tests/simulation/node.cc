@@ -71,6 +71,15 @@ void SimNode::KillAgent() {
   agent_stopped_until_ = absl::ZeroDuration();
 }
 
+void SimNode::TerminateAgent(absl::Duration grace) {
+  if (agent_ == nullptr) return;
+  agent_->Shutdown(grace);
+  world().After(grace + world().random().Between(absl::Seconds(1), absl::Seconds(20)),
+                [this, weak = std::weak_ptr<SimAgent>(agent_)] {
+                  if (weak.lock() == agent_) KillAgent();
+                });
+}
+
 void SimNode::Freeze(absl::Duration until) {
   frozen_until_ = std::max(frozen_until_, until);
   for (const auto& [id, part] : disk_.parts) part->thawed = frozen_until_;
@@ -489,9 +498,12 @@ void SimAgent::SendReports() {
   SimCoordinator& coordinator = node_.cluster().coordinator;
   node_.cluster().network.Call(
       node_.link(), absl::Seconds(30),
-      [&coordinator, request, response]() -> absl::Status {
+      [&coordinator, &world = world_, request, response]() -> absl::Status {
         absl::StatusOr<v1::ReportResponse> answer = coordinator.gateway().Report(request);
         if (answer.ok()) *response = *std::move(answer);
+        if (GetErrorDetails(answer.status()).reason == "STALE_INCARNATION") {
+          world.Count("fence: reports of a stale incarnation refused");
+        }
         return answer.status();
       },
       [weak = weak_from_this(), response, incarnation = incarnation(),
@@ -523,7 +535,11 @@ void SimAgent::SendReports() {
 
 void SimAgent::Acknowledge(int64_t number) {
   SimNode::Disk& disk = node_.disk();
-  while (!disk.spool.empty() && Numbers().first <= number) disk.spool.pop_front();
+  while (!disk.spool.empty() && Numbers().first <= number) {
+    const SimNode::Report report = std::move(disk.spool.front());
+    disk.spool.pop_front();
+    if (report.report.has_finished()) node_.cluster().on_end_acknowledged(node_, report.id);
+  }
   for (const AttemptId& id : core_->AnsweredFor()) {
     if (core_->Find(id)->phase != AgentCore::Phase::kEnded) continue;
     const bool pending = std::any_of(disk.spool.begin(), disk.spool.end(),

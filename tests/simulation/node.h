@@ -31,6 +31,8 @@ struct Cluster {
   Trainers& trainers;
   // Called when the processes of a part come to be.
   std::function<void(const Part&)> on_part_started;
+  // Called when an agent hears that the report of a part's end was stored.
+  std::function<void(const SimNode&, const AttemptId&)> on_end_acknowledged;
 };
 
 class SimNode {
@@ -74,8 +76,9 @@ class SimNode {
   void StartAgent();
   void KillAgent();
   void StopAgent(absl::Duration until) { agent_stopped_until_ = until; }  // SIGSTOP
-  void Freeze(absl::Duration until);                                      // the whole machine
-  void Reboot();  // everything but the disk is gone at once
+  void TerminateAgent(absl::Duration grace);  // SIGTERM, and SIGKILL some time after the grace
+  void Freeze(absl::Duration until);          // the whole machine
+  void Reboot();                              // everything but the disk is gone at once
 
   bool frozen() const;
   // How long the agent's process does not run.

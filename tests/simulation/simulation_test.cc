@@ -22,9 +22,10 @@ TEST(SimulationTest, TheSameSeedIsTheSameHistory) {
 // show its bug for ever: each bug has a test of its own too, named here.
 TEST(SimulationTest, SeedsOfFoundBugsHold) {
   for (const uint64_t seed : {
-           20u,  // AgentCoreTest.NothingIsLaunchedWithoutALease
-           33u,  // AgentCoreTest.AttemptIsForgottenOnlyTogetherWithItsOrder
-           34u,  // LeaseTest.AnEarlierLifeDoesNotComeBack
+           20u,      // AgentCoreTest.NothingIsLaunchedWithoutALease
+           33u,      // AgentCoreTest.AttemptIsForgottenOnlyTogetherWithItsOrder
+           34u,      // LeaseTest.AnEarlierLifeDoesNotComeBack
+           200443u,  // AgentCoreTest.OrdersThatWaitedPastTheLeaseStartNothing
        }) {
     EXPECT_THAT(RunSeed(seed).violation, IsEmpty()) << "seed " << seed;
   }
@@ -47,29 +48,44 @@ TEST(SimulationTest, InvariantsHoldAndFaultsHappen) {
            "attempt: -> RELEASED",
            "attempt: -> STOPPED",
            "checkpoint: committed",
+           "checkpoint: rejected, an older one is used",
            "commit: refused CHECKPOINT_REJECTED",
            "coordinator: killed after a commit",
            "coordinator: killed within a write",
            "coordinator: lease expired",
            "fault: agent killed",
            "fault: agent stopped",
+           "fault: agent terminated",
+           "fault: checkpoint damaged",
            "fault: coordinator killed",
            "fault: coordinator stopped",
            "fault: link cut",
+           "fault: link cut downwards, then upwards; answers are held back",
+           "fault: machine flaps",
            "fault: machine frozen",
            "fault: machine rebooted",
            "fault: trainers killed",
            "fault: wall clock jumps",
+           "fence: reports of a stale incarnation refused",
            "fence: stale reports",
            "job: STOPPING -> CANCELLED",
+           "job: STOPPING -> PAUSED",
+           "job: PAUSED -> QUEUED",
            "job: RUNNING -> QUEUED",
            "job: RUNNING -> FAILED",
            "job: RUNNING -> SUCCEEDED",
+           "job: told to stop, DRAIN",
+           "job: told to stop, PREEMPTED",
+           "job: told to stop, USER",
            "network: message late",
            "network: message lost",
            "network: request twice",
+           "node: quarantined",
+           "node: released from quarantine",
+           "publisher: killed before its rename",
            "shim: killed past the deadline",
            "store: commit failed with EIO",
+           "store: history pruned",
            "store: statement refused by a full disk",
            "trainers: crash",
            "trainers: hang",

@@ -1,9 +1,13 @@
 #include "tests/simulation/trainers.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -25,7 +29,38 @@ void WriteWhole(const std::string& path, const std::string& text) {
   file << text;
 }
 
+std::string ReadWhole(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+// Whether Checkpoint wrote this, and nothing has damaged it.
+bool IsWhole(const std::string& folder, int64_t step) {
+  const std::string weights = ReadWhole(folder + "/model.safetensors");
+  return absl::StartsWith(weights, "weights of ") &&
+         absl::EndsWith(weights, absl::StrCat("/", step)) &&
+         !ReadWhole(folder + "/switchyard/manifest.json").empty();
+}
+
 }  // namespace
+
+bool DamageCheckpoint(const std::string& folder, Random& random) {
+  const std::string path = folder + "/model.safetensors";
+  std::string weights = ReadWhole(path);
+  if (weights.empty()) return false;  // on its way out
+  switch (random.Range(0, 2)) {
+    case 0:
+      weights.pop_back();
+      break;
+    case 1:
+      weights[0] = static_cast<char>(weights[0] ^ 1);
+      break;
+    case 2:
+      return ::unlink((folder + "/switchyard/manifest.json").c_str()) == 0;
+  }
+  WriteWhole(path, weights);
+  return true;
+}
 
 const std::vector<std::shared_ptr<Part>>& Trainers::alive(const JobId& job) { return alive_[job]; }
 
@@ -54,6 +89,7 @@ void Trainers::Join(const std::shared_ptr<Part>& part) {
                  : dice < 0.16 ? Fate::kNoFinalCheckpoint
                  : dice < 0.18 ? Fate::kTornCheckpoint
                                : Fate::kFinish;
+    if (!from.empty() && !IsWhole(from, resumed)) gang->fate = Fate::kCannotResume;
     world_.After(gang->step_time, [this, gang] { Tick(gang); });
   }
   gang->parts.push_back(part);
@@ -128,6 +164,11 @@ void Trainers::Step(Gang& gang) {
     return;
   }
   gang.waiting_since = absl::InfiniteDuration();
+  if (gang.fate == Fate::kCannotResume) {  // damaged since the coordinator looked at it
+    world_.Count("trainers: a damaged checkpoint refused");
+    EndAll(gang, {false, v1::CHECKPOINT_INVALID, "the checkpoint to resume from is damaged"});
+    return;
+  }
   const bool stop = std::any_of(gang.parts.begin(), gang.parts.end(),
                                 [](const std::shared_ptr<Part>& p) { return p->stop; });
   if (stop) {

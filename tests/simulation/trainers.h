@@ -56,6 +56,10 @@ struct Part {
   bool stop_checkpoint = false;
 };
 
+// Cuts a checkpoint of theirs off, changes a byte of it or takes its manifest away. False: it has
+// no files.
+bool DamageCheckpoint(const std::string& folder, Random& random);
+
 class Trainers {
  public:
   explicit Trainers(World& world) : world_(world) {}
@@ -70,7 +74,15 @@ class Trainers {
   const std::vector<std::shared_ptr<Part>>& alive(const JobId& job);
 
  private:
-  enum class Fate { kFinish, kCrash, kHang, kBadData, kNoFinalCheckpoint, kTornCheckpoint };
+  enum class Fate {
+    kFinish,
+    kCrash,
+    kHang,
+    kBadData,
+    kNoFinalCheckpoint,
+    kTornCheckpoint,
+    kCannotResume,  // what it should resume from is damaged
+  };
   struct Gang {
     AttemptId id;
     int num_nodes = 1;
