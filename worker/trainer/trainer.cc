@@ -513,14 +513,12 @@ TrainResult Session::Run() {
     TrainStep(steps_done_);
     const bool last = steps_done_ == total_steps_;
     if (last || every(batch.val_every_steps, steps_done_)) Validate(steps_done_);
-    if (last) {
-      SaveNow(/*final=*/true);
-    } else if (every(checkpoint.every_steps, steps_done_) ||
-               (checkpoint.every_epoch && every(steps_per_epoch, steps_done_))) {
+    if (!last && (every(checkpoint.every_steps, steps_done_) ||
+                  (checkpoint.every_epoch && every(steps_per_epoch, steps_done_)))) {
       BeginCheckpoint();
     }
   }
-  FinishStep();
+  SaveNow(/*final=*/true);  // also when there was nothing left to train
   saver_->AwaitLastCommit();
   return {steps_done_, false};
 }

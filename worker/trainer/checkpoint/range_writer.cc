@@ -66,7 +66,7 @@ class RangeWriter {
         files_(names.size()),
         crcs_(windows_.size()) {}
 
-  absl::StatusOr<std::vector<WrittenRun>> Run() {
+  absl::StatusOr<std::vector<FileRun>> Run() {
     for (const Window& window : windows_) RETURN_IF_ERROR(Open(window.file));
     if (options_.threads == 1) {
       Work();
@@ -192,20 +192,13 @@ class RangeWriter {
     return true;
   }
 
-  std::vector<WrittenRun> Runs() const {
-    std::vector<WrittenRun> runs;
+  std::vector<FileRun> Runs() const {
+    std::vector<FileRun> runs;
     for (size_t w = 0; w < windows_.size(); ++w) {
       const Window& window = windows_[w];
-      const uint64_t bytes = window.end - window.begin;
-      if (!runs.empty() && runs.back().file == window.file &&
-          runs.back().offset + runs.back().bytes == window.begin) {
-        runs.back().crc32c = Crc32cConcat(runs.back().crc32c, crcs_[w], bytes);
-        runs.back().bytes += bytes;
-      } else {
-        runs.push_back({window.file, window.begin, bytes, crcs_[w]});
-      }
+      runs.push_back({window.file, window.begin, window.end - window.begin, crcs_[w]});
     }
-    return runs;
+    return JoinRuns(std::move(runs));
   }
 
   const std::string& folder_;
@@ -224,7 +217,7 @@ class RangeWriter {
 
 }  // namespace
 
-absl::StatusOr<std::vector<WrittenRun>> WriteRanges(
+absl::StatusOr<std::vector<FileRun>> WriteRanges(
     const std::string& folder, const std::vector<std::string>& files, std::vector<FileRange> ranges,
     const std::function<absl::Status(const std::vector<RangePart>& parts)>& fill,
     const RangeWriterOptions& options) {

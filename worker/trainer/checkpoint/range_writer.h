@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/trainer/checkpoint/file_runs.h"
 
 namespace switchyard {
 
@@ -31,14 +32,6 @@ struct RangePart {
   char* to = nullptr;
 };
 
-// Neighbouring ranges, joined.
-struct WrittenRun {
-  int file = 0;
-  uint64_t offset = 0;
-  uint64_t bytes = 0;
-  uint32_t crc32c = 0;
-};
-
 struct RangeWriterOptions {
   int threads = 1;
   // Each thread has one buffer of this size; a power of two, at least 4096. No window crosses a
@@ -55,10 +48,10 @@ struct RangeWriterOptions {
 
 // Writes all ranges, which do not overlap, and makes them durable (fsync). `fill` puts bytes where
 // the parts say; it is called from several threads at once. Range and part boundaries inside a
-// range are multiples of what the ranges' offsets and 4096 have in common. Returns ascending runs
-// of what was written. Errors: what the file system said, naming the file; Cancelled; Internal for
-// ranges that overlap; those of `fill`.
-absl::StatusOr<std::vector<WrittenRun>> WriteRanges(
+// range are multiples of what the ranges' offsets and 4096 have in common. Returns what was
+// written, joined (file_runs.h). Errors: what the file system said, naming the file; Cancelled;
+// Internal for ranges that overlap; those of `fill`.
+absl::StatusOr<std::vector<FileRun>> WriteRanges(
     const std::string& folder, const std::vector<std::string>& files, std::vector<FileRange> ranges,
     const std::function<absl::Status(const std::vector<RangePart>& parts)>& fill,
     const RangeWriterOptions& options);

@@ -46,8 +46,8 @@ class RangeWriterTest : public testing::Test {
     return ranges;
   }
 
-  absl::StatusOr<std::vector<WrittenRun>> Write(const std::vector<FileRange>& ranges,
-                                                const RangeWriterOptions& options) {
+  absl::StatusOr<std::vector<FileRun>> Write(const std::vector<FileRange>& ranges,
+                                             const RangeWriterOptions& options) {
     std::vector<FileRange> by_source(ranges.size() + 1);
     for (const FileRange& range : ranges) by_source[range.source] = range;
     std::vector<FileRange> shuffled = ranges;
@@ -113,6 +113,24 @@ TEST_F(RangeWriterTest, WhatIsBetweenRangesStays) {
     expected.replace(range.offset, range.bytes, wanted_[0].substr(range.offset, range.bytes));
   }
   EXPECT_TRUE(Contents(0) == expected);
+}
+
+TEST(FileRunsTest, SumsEndWhereARunIsMissingOrASecondOneBegins) {
+  const std::string text = "a file that several ranks have read or written";
+  const auto run = [&](int file, size_t begin, size_t end) {
+    return FileRun{file, begin, end - begin, Crc32c(text.substr(begin, end - begin))};
+  };
+  const size_t n = text.size();
+  const auto sums = SumFiles(
+      RunsFromNumbers(RunsToNumbers({run(0, 20, n), run(1, 5, n), run(0, 0, 7), run(2, 0, 9),
+                                     run(0, 7, 20), run(2, 11, n), run(3, 0, 9), run(3, 8, n)})),
+      5);
+  EXPECT_EQ(sums[0].bytes, n);
+  EXPECT_EQ(sums[0].crc32c, Crc32c(text));
+  EXPECT_EQ(sums[1].bytes, 0u) << "the beginning is missing";
+  EXPECT_EQ(sums[2].bytes, 9u) << "a gap";
+  EXPECT_EQ(sums[3].bytes, 8u) << "twice";
+  EXPECT_EQ(sums[4].bytes, 0u) << "nothing";
 }
 
 TEST_F(RangeWriterTest, OverlapsAndErrorsAreNamed) {

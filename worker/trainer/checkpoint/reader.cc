@@ -6,8 +6,10 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/crc32c.h"
 #include "base/status_macros.h"
 #include "worker/trainer/checkpoint/gang_io.h"
 #include "worker/trainer/checkpoint/master_bits.h"
@@ -24,7 +26,9 @@ absl::Status ReadRanges(StagedReader& reader, const TensorFiles& saved, absl::st
                         bool optional, const BucketShard& shard, const StagedReader::Use& use) {
   ASSIGN_OR_RETURN(const std::vector<CopyRange> ranges,
                    Reshard(saved, suffix, optional, shard.layout, shard.begin, shard.end));
-  for (const CopyRange& range : ranges) RETURN_IF_ERROR(reader.Read(range, use));
+  for (const CopyRange& range : ranges) {
+    RETURN_IF_ERROR(reader.Read(range, use, /*counted=*/shard.writer));
+  }
   return absl::OkStatus();
 }
 
@@ -32,7 +36,9 @@ at::Device DeviceOf(const std::vector<BucketShard>& shards) {
   return shards.empty() ? at::Device(at::kCPU) : shards[0].weights.device();
 }
 
-absl::Status ReadWeights(const TensorFiles& saved, const std::vector<BucketShard>& shards) {
+// Both return runs of `saved.files` that the gang has read exactly once.
+absl::StatusOr<std::vector<FileRun>> ReadWeights(const TensorFiles& saved,
+                                                 const std::vector<BucketShard>& shards) {
   StagedReader reader(saved.folder, saved.files, DeviceOf(shards));
   for (const BucketShard& shard : shards) {
     RETURN_IF_ERROR(ReadRanges(
@@ -47,10 +53,12 @@ absl::Status ReadWeights(const TensorFiles& saved, const std::vector<BucketShard
           shard.remainder.narrow(0, first, values.numel()).copy_(parts.remainder);
         }));
   }
-  return reader.Finish();
+  RETURN_IF_ERROR(reader.Finish());
+  return reader.runs();
 }
 
-absl::Status ReadOptimizer(const TensorFiles& saved, const std::vector<BucketShard>& shards) {
+absl::StatusOr<std::vector<FileRun>> ReadOptimizer(const TensorFiles& saved,
+                                                   const std::vector<BucketShard>& shards) {
   StagedReader reader(saved.folder, saved.files, DeviceOf(shards));
   for (const BucketShard& shard : shards) {
     const auto copy_to = [](const at::Tensor& target) {
@@ -73,7 +81,8 @@ absl::Status ReadOptimizer(const TensorFiles& saved, const std::vector<BucketSha
           }));
     }
   }
-  return reader.Finish();
+  RETURN_IF_ERROR(reader.Finish());
+  return reader.runs();
 }
 
 bool HasOptimizer(const std::vector<BucketShard>& shards) {
@@ -116,22 +125,95 @@ uint64_t Hash(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-absl::Status CheckSums(const std::string& folder, const Manifest& manifest,
-                       const std::vector<uint32_t>& crcs) {
-  for (size_t i = 0; i < crcs.size(); ++i) {
-    if (crcs[i] != manifest.files[i].crc32c) {
-      return absl::DataLossError(absl::StrFormat("%s/%s: crc32c is %08x, the manifest states %08x",
-                                                 folder, manifest.files[i].name, crcs[i],
-                                                 manifest.files[i].crc32c));
+absl::Status CheckSum(const std::string& folder, const ManifestFile& file, uint32_t crc) {
+  if (crc == file.crc32c) return absl::OkStatus();
+  return absl::DataLossError(absl::StrFormat("%s/%s: crc32c is %08x, the manifest states %08x",
+                                             folder, file.name, crc, file.crc32c));
+}
+
+// Collective. Reads these files of the manifest from end to end.
+void CheckWholeFiles(Comm& world, const std::string& folder,
+                     const std::vector<ManifestFile>& files) {
+  std::vector<std::string> names;
+  for (const ManifestFile& file : files) names.push_back(file.name);
+  const std::vector<uint32_t> crcs = GangCrc32c(world, folder, names);
+  for (size_t i = 0; i < files.size(); ++i) OrThrow(CheckSum(folder, files[i], crcs[i]));
+}
+
+// A safetensors file up to its data.
+absl::StatusOr<FileRun> ReadHead(OpenFiles& files, int file, uint64_t file_bytes) {
+  uint64_t header_bytes = 0;  // little-endian, as this machine
+  RETURN_IF_ERROR(files.ReadAt(file, 0, &header_bytes, sizeof(header_bytes)));
+  if (header_bytes > file_bytes - sizeof(header_bytes)) header_bytes = 0;  // found by its checksum
+  std::string head(sizeof(header_bytes) + header_bytes, '\0');
+  RETURN_IF_ERROR(files.ReadAt(file, 0, head.data(), head.size()));
+  return FileRun{file, 0, head.size(), Crc32c(head)};
+}
+
+// Collective. Compares the manifest's checksums of tensor files with what the ranks have read of
+// them: `runs`, by index into `files`. Files of which something was not needed, a tied head or
+// remainders without a master, are read again as a whole.
+void CheckTensorFiles(Comm& world, const std::string& folder,
+                      const std::vector<ManifestFile>& files, std::vector<FileRun> runs) {
+  std::vector<std::string> names;
+  for (const ManifestFile& file : files) names.push_back(file.name);
+  OpenFiles opened(folder, names);
+  absl::Status status;
+  for (size_t i = world.rank(); i < files.size(); i += world.size()) {
+    const auto head = ReadHead(opened, static_cast<int>(i), static_cast<uint64_t>(files[i].size));
+    if (status.ok()) status = head.status();
+    if (head.ok()) runs.push_back(*head);
+  }
+  AgreeOk(world, status, absl::StrCat("checksums of ", folder));
+  const std::vector<FileSum> sums =
+      SumFiles(RunsFromNumbers(GatherNumbers(world, RunsToNumbers(JoinRuns(std::move(runs))))),
+               files.size());
+  std::vector<ManifestFile> again;
+  for (size_t i = 0; i < files.size(); ++i) {
+    if (sums[i].bytes == static_cast<uint64_t>(files[i].size)) {
+      OrThrow(CheckSum(folder, files[i], sums[i].crc32c));
+    } else {
+      again.push_back(files[i]);
     }
   }
-  return absl::OkStatus();
+  CheckWholeFiles(world, folder, again);
 }
+
+// What a checkpoint says about its tensors.
+struct Contents {
+  TrainState state;
+  WeightSource weights;
+  TensorFiles optimizer;  // nothing when no optimizer state is wanted
+};
 
 absl::StatusOr<WeightSource> OpenWeights(const std::string& folder,
                                          const std::vector<BucketLayout>& model) {
   ASSIGN_OR_RETURN(const HfModel hf, OpenHfModel(folder));
   return ResolveWeights(hf, model);
+}
+
+absl::StatusOr<Contents> OpenContents(const std::string& folder, const Manifest& manifest,
+                                      const std::vector<BucketLayout>& model,
+                                      const std::vector<BucketShard>& shards) {
+  Contents contents;
+  ASSIGN_OR_RETURN(contents.state, ReadTrainState(folder));
+  if (contents.state.step != manifest.step) {
+    return absl::DataLossError(absl::StrCat(folder, "/", kManifestName, ": step ", manifest.step,
+                                            ", ", kTrainStateName, ": step ", contents.state.step));
+  }
+  ASSIGN_OR_RETURN(contents.weights, OpenWeights(folder, model));
+  if (!HasOptimizer(shards)) return contents;
+  std::vector<std::string> names;
+  for (const ManifestFile& file : manifest.files) names.push_back(file.name);
+  ASSIGN_OR_RETURN(contents.optimizer, ResolveOptimizer(folder, names, contents.weights, model));
+  return contents;
+}
+
+// Whether `mine` is true on all ranks.
+bool AllAgree(Comm& world, bool mine) {
+  at::Tensor disagrees = at::full({1}, mine ? 0 : 1, at::kLong);
+  world.AllReduceMax(disagrees);
+  return disagrees.item<int64_t>() == 0;
 }
 
 }  // namespace
@@ -190,7 +272,7 @@ WeightSource LoadWeights(const std::string& folder, const std::vector<BucketLayo
   const std::string what = absl::StrCat("load weights from ", folder);
   absl::StatusOr<WeightSource> source = OpenWeights(folder, model);
   AgreeOk(world, source.status(), what);
-  AgreeOk(world, ReadWeights(*source, shards), what);
+  AgreeOk(world, ReadWeights(*source, shards).status(), what);
   return *std::move(source);
 }
 
@@ -199,22 +281,40 @@ LoadedCheckpoint LoadCheckpoint(const std::string& folder, const std::vector<Buc
   const std::string what = absl::StrCat("load checkpoint ", folder);
   absl::StatusOr<Manifest> manifest = ReadManifest(folder);
   AgreeOk(world, manifest.ok() ? CheckFileSizes(folder, *manifest) : manifest.status(), what);
-  std::vector<std::string> names;
-  for (const ManifestFile& file : manifest->files) names.push_back(file.name);
-  OrThrow(CheckSums(folder, *manifest, GangCrc32c(world, folder, names)));
-
-  LoadedCheckpoint loaded;
-  loaded.source = LoadWeights(folder, model, shards, world);
-  absl::StatusOr<TrainState> state = ReadTrainState(folder);
-  AgreeOk(world, state.status(), what);
-  if (HasOptimizer(shards)) {
-    absl::StatusOr<TensorFiles> optimizer = ResolveOptimizer(folder, names, loaded.source, model);
-    AgreeOk(world, optimizer.status(), what);
-    AgreeOk(world, ReadOptimizer(*optimizer, shards), what);
+  CheckCoverage(model, shards, world);
+  std::vector<ManifestFile> tensor_files, small_files;
+  for (const ManifestFile& file : manifest->files) {
+    (absl::EndsWith(file.name, ".safetensors") ? tensor_files : small_files).push_back(file);
   }
-  loaded.manifest = *std::move(manifest);
-  loaded.state = *std::move(state);
-  return loaded;
+  CheckWholeFiles(world, folder, small_files);
+  absl::StatusOr<Contents> contents = OpenContents(folder, *manifest, model, shards);
+  if (!AllAgree(world, contents.ok())) {
+    // A damaged header is told as what it is.
+    CheckWholeFiles(world, folder, tensor_files);
+    AgreeOk(world, contents.status(), what);
+  }
+
+  std::vector<FileRun> runs;
+  const auto add = [&](const TensorFiles& saved, const std::vector<FileRun>& read) {
+    for (FileRun run : read) {
+      const auto file =
+          std::find_if(tensor_files.begin(), tensor_files.end(),
+                       [&](const ManifestFile& f) { return f.name == saved.files[run.file]; });
+      if (file == tensor_files.end()) continue;  // a file that the manifest does not list
+      run.file = static_cast<int>(file - tensor_files.begin());
+      runs.push_back(run);
+    }
+  };
+  const auto weights = ReadWeights(contents->weights, shards);
+  AgreeOk(world, weights.status(), what);
+  add(contents->weights, *weights);
+  if (HasOptimizer(shards)) {
+    const auto optimizer = ReadOptimizer(contents->optimizer, shards);
+    AgreeOk(world, optimizer.status(), what);
+    add(contents->optimizer, *optimizer);
+  }
+  CheckTensorFiles(world, folder, tensor_files, std::move(runs));
+  return {*std::move(manifest), std::move(contents->state), std::move(contents->weights)};
 }
 
 }  // namespace switchyard

@@ -34,10 +34,10 @@ struct LoadedCheckpoint {
 };
 
 // Weights, fp32 masters, moments and state from a committed checkpoint of ours, written by any
-// number of ranks. Checks sizes and checksums of all files first, each rank some. Restores the same
-// bits that were saved, unless a dtype of the shards is narrower than it was then.
-// Errors: NotFound: no manifest, or saved without optimizer; DataLoss: a file is not what was
-// written.
+// number of ranks. Checks the sizes and checksums of all files, those of tensors while it reads
+// them: what the shards hold after an error is undefined. Restores the same bits that were saved,
+// unless a dtype of the shards is narrower than it was then. Errors: NotFound: no manifest, or
+// saved without optimizer; DataLoss: a file is not what was written.
 LoadedCheckpoint LoadCheckpoint(const std::string& folder, const std::vector<BucketLayout>& model,
                                 const std::vector<BucketShard>& shards, Comm& world);
 

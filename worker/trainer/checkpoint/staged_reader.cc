@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/crc32c.h"
 #include "base/status_macros.h"
 
 namespace switchyard {
@@ -46,7 +47,7 @@ StagedReader::StagedReader(std::string folder, std::vector<std::string> files, a
   }
 }
 
-absl::Status StagedReader::Read(const CopyRange& range, Use use) {
+absl::Status StagedReader::Read(const CopyRange& range, Use use, bool counted) {
   RETURN_IF_ERROR(files_.Open(range.file));
   const int64_t element_bytes = DtypeBits(range.dtype) / 8;
   const int64_t capacity = buffers_[0].bytes.numel();
@@ -59,7 +60,7 @@ absl::Status StagedReader::Read(const CopyRange& range, Use use) {
     const int64_t n = std::min(room, range.count - done);
     pieces_.push_back({range.file, range.offset + static_cast<uint64_t>(done * element_bytes),
                        n * element_bytes, used_, range.shard_begin + done, TorchDtype(range.dtype),
-                       use});
+                       use, counted});
     used_ = std::min(capacity, (used_ + n * element_bytes + kAlign - 1) / kAlign * kAlign);
     done += n;
   }
@@ -82,15 +83,25 @@ absl::Status StagedReader::Flush() {
     }
   }
   std::vector<absl::Status> statuses(transfers.size());
+  std::vector<uint32_t> crcs(transfers.size());
   uint8_t* const host = buffer.bytes.mutable_data_ptr<uint8_t>();
   at::parallel_for(0, static_cast<int64_t>(transfers.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const auto& [piece, at, bytes] = transfers[i];
       statuses[i] = files_.ReadAt(piece->file, piece->offset + static_cast<uint64_t>(at),
                                   host + piece->position + at, static_cast<size_t>(bytes));
+      if (piece->counted) {  // while the bytes are in this core's cache
+        crcs[i] = Crc32c(0, host + piece->position + at, static_cast<size_t>(bytes));
+      }
     }
   });
   for (const absl::Status& status : statuses) RETURN_IF_ERROR(status);
+  for (size_t i = 0; i < transfers.size(); ++i) {
+    const auto& [piece, at, bytes] = transfers[i];
+    if (!piece->counted) continue;
+    runs_.push_back({piece->file, piece->offset + static_cast<uint64_t>(at),
+                     static_cast<uint64_t>(bytes), crcs[i]});
+  }
 
   const at::Tensor values = buffer.bytes.narrow(0, 0, used_).to(device_, /*non_blocking=*/true);
   for (const Piece& piece : pieces_) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "worker/trainer/checkpoint/file_runs.h"
 #include "worker/trainer/checkpoint/gang_io.h"
 #include "worker/trainer/checkpoint/reshard.h"
 
@@ -30,11 +31,14 @@ class StagedReader {
   StagedReader(std::string folder, std::vector<std::string> files, at::Device device,
                int64_t buffer_bytes = 0);
 
-  // Calls `use` for all pieces of the range, now or in a later call. Errors: as OpenFiles::ReadAt,
-  // also of ranges that were asked for before.
-  absl::Status Read(const CopyRange& range, Use use);
+  // Calls `use` for all pieces of the range, now or in a later call. `counted`: its checksum
+  // becomes part of `runs`. Errors: as OpenFiles::ReadAt, also of ranges that were asked for
+  // before.
+  absl::Status Read(const CopyRange& range, Use use, bool counted = false);
   // Reads what is left. Without it, ranges of the last calls may be missing.
   absl::Status Finish() { return Flush(); }
+  // The counted ranges, in any order. After Finish.
+  const std::vector<FileRun>& runs() const { return runs_; }
 
  private:
   struct Piece {
@@ -45,6 +49,7 @@ class StagedReader {
     int64_t first;     // element of the shard
     at::ScalarType dtype;
     Use use;
+    bool counted;
   };
   struct Buffer {
     at::Tensor bytes;                  // uint8, on the host
@@ -58,6 +63,7 @@ class StagedReader {
   size_t current_ = 0;
   int64_t used_ = 0;  // bytes of the current buffer
   std::vector<Piece> pieces_;
+  std::vector<FileRun> runs_;
 };
 
 }  // namespace switchyard

@@ -83,12 +83,14 @@ uint64_t BytesOf(const CheckpointPlan& plan, const std::vector<SmallFile>& small
   return bytes;
 }
 
-// "needs 10 bytes, 5 are free at /x"; empty when the file system does not say.
+// Says what the file system has left where `folder` is or will be; empty when it does not tell.
 std::string DescribeSpace(const std::string& folder, uint64_t needed, uint64_t* free) {
+  *free = UINT64_MAX;
   struct statvfs stats;
-  if (::statvfs(folder.c_str(), &stats) != 0) {
-    *free = UINT64_MAX;
-    return "";
+  fs::path path = folder;
+  while (::statvfs(path.c_str(), &stats) != 0) {
+    if (!path.has_relative_path()) return "";
+    path = path.parent_path();
   }
   *free = static_cast<uint64_t>(stats.f_bavail) * stats.f_frsize;
   return absl::StrCat("the checkpoint needs ", needed, " bytes, ", *free, " are free");
@@ -136,10 +138,10 @@ absl::Status Prepare(const SaveRequest& request, const CheckpointPlan& plan,
 }
 
 // This rank's ranges; on a GPU from pinned buffers.
-absl::StatusOr<std::vector<WrittenRun>> WriteShards(const std::string& folder,
-                                                    const CheckpointPlan& plan,
-                                                    const std::vector<BucketShard>& shards,
-                                                    const SaveOptions& options) {
+absl::StatusOr<std::vector<FileRun>> WriteShards(const std::string& folder,
+                                                 const CheckpointPlan& plan,
+                                                 const std::vector<BucketShard>& shards,
+                                                 const SaveOptions& options) {
   ASSIGN_OR_RETURN(const ShardSource source, ShardSource::Make(plan, shards));
   RangeWriterOptions write;
   write.threads = options.threads;
@@ -156,37 +158,24 @@ absl::StatusOr<std::vector<WrittenRun>> WriteShards(const std::string& folder,
       [&source](const std::vector<RangePart>& parts) { return source.Fill(parts); }, write);
 }
 
-// Checksums of whole files from those of their headers and of what the ranks wrote, which must be
-// every byte once.
-absl::StatusOr<std::vector<ManifestFile>> JoinRuns(const std::string& folder,
-                                                   const CheckpointPlan& plan,
-                                                   std::vector<WrittenRun> runs) {
+// The tensors' files from the runs that the ranks wrote, which must be every byte once.
+absl::StatusOr<std::vector<ManifestFile>> SumTensorFiles(const std::string& folder,
+                                                         const CheckpointPlan& plan,
+                                                         std::vector<FileRun> runs) {
   const std::vector<std::string> names = TensorFileNames(plan);
   const std::vector<const SafetensorsLayout*> layouts = TensorFileLayouts(plan);
+  for (size_t i = 0; i < names.size(); ++i) {
+    runs.push_back({static_cast<int>(i), 0, layouts[i]->head.size(), Crc32c(layouts[i]->head)});
+  }
+  const std::vector<FileSum> sums = SumFiles(runs, names.size());
   std::vector<ManifestFile> files;
-  std::vector<uint64_t> ends;
   for (size_t i = 0; i < names.size(); ++i) {
-    files.push_back(
-        {names[i], static_cast<int64_t>(layouts[i]->file_bytes), Crc32c(layouts[i]->head)});
-    ends.push_back(layouts[i]->head.size());
-  }
-  std::sort(runs.begin(), runs.end(), [](const WrittenRun& a, const WrittenRun& b) {
-    return std::pair(a.file, a.offset) < std::pair(b.file, b.offset);
-  });
-  const auto check = [&](int file, uint64_t next) {
-    if (next == ends[file]) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat(
-        "bug: save ", folder, "/", names[file], ": the ranks' shards must hold every byte once; ",
-        next > ends[file] ? "nobody wrote from " : "twice written is from ",
-        std::min(next, ends[file]), " to ", std::max(next, ends[file])));
-  };
-  for (const WrittenRun& run : runs) {
-    RETURN_IF_ERROR(check(run.file, run.offset));
-    files[run.file].crc32c = Crc32cConcat(files[run.file].crc32c, run.crc32c, run.bytes);
-    ends[run.file] += run.bytes;
-  }
-  for (size_t i = 0; i < names.size(); ++i) {
-    RETURN_IF_ERROR(check(static_cast<int>(i), layouts[i]->file_bytes));
+    if (sums[i].bytes != layouts[i]->file_bytes) {
+      return absl::InternalError(absl::StrCat(
+          "bug: save ", folder, "/", names[i], ": the ranks' shards must hold every byte once; of ",
+          layouts[i]->file_bytes, " they do up to byte ", sums[i].bytes));
+    }
+    files.push_back({names[i], static_cast<int64_t>(sums[i].bytes), sums[i].crc32c});
   }
   return files;
 }
@@ -220,27 +209,15 @@ uint32_t Save(const SaveRequest& request, const CheckpointPlan& plan,
   absl::Status status;
   if (gang.rank() == 0) status = Prepare(request, plan, &small_files, begun);
   AgreeOk(gang, status, what);
-  const absl::StatusOr<std::vector<WrittenRun>> mine =
+  const absl::StatusOr<std::vector<FileRun>> mine =
       WriteShards(request.folder, plan, shards, options);
   AgreeOk(gang, mine.status(), what);
 
-  std::vector<int64_t> numbers;
-  for (const WrittenRun& run : *mine) {
-    numbers.insert(numbers.end(),
-                   {run.file, static_cast<int64_t>(run.offset), static_cast<int64_t>(run.bytes),
-                    static_cast<int64_t>(run.crc32c)});
-  }
-  numbers = GatherNumbers(gang, numbers);
+  const std::vector<int64_t> numbers = GatherNumbers(gang, RunsToNumbers(*mine));
   int64_t manifest_crc = 0;
   if (gang.rank() == 0) {
-    std::vector<WrittenRun> runs;
-    for (size_t i = 0; i < numbers.size(); i += 4) {
-      runs.push_back({static_cast<int>(numbers[i]), static_cast<uint64_t>(numbers[i + 1]),
-                      static_cast<uint64_t>(numbers[i + 2]),
-                      static_cast<uint32_t>(numbers[i + 3])});
-    }
     absl::StatusOr<std::vector<ManifestFile>> files =
-        JoinRuns(request.folder, plan, std::move(runs));
+        SumTensorFiles(request.folder, plan, RunsFromNumbers(numbers));
     status = files.status();
     if (status.ok()) {
       const absl::StatusOr<uint32_t> crc = WriteManifest(request, *std::move(files), small_files);
