@@ -108,8 +108,8 @@ class KillTest : public testing::TestWithParam<KillCase> {
 INSTANTIATE_TEST_SUITE_P(
     Gangs, KillTest,
     testing::Values(KillCase{"TwoRanks", {2, 1, 2}, "float32", 20, 1},
-                    KillCase{"TwoShardsInBfloat16", {2, 1, 1}, "bfloat16", 6, 2},
-                    KillCase{"FourRanks", {4, 1, 2}, "float32", 6, 3}),
+                    KillCase{"TwoShardsInBfloat16", {2, 1, 1}, "bfloat16", 4, 2},
+                    KillCase{"FourRanks", {4, 1, 2}, "float32", 4, 3}),
     [](const testing::TestParamInfo<KillCase>& info) { return std::string(info.param.name); });
 
 TEST_P(KillTest, KilledAtRandomMomentsItGivesTheSameBits) {
