@@ -13,23 +13,43 @@ constexpr int64_t kIdBytes = 4;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Whether token rows are pushed between GPUs (parallel/push_dispatcher.h).
+bool PushesRows(const MemoryPlanInput& in) {
+  return in.on_gpu && in.ep_size > 1 && in.weight_bytes == 2;
+}
+
+// Rows of the buffers by expert: as many as the token copies, or the push dispatcher's first
+// budget.
+int64_t ExpertRows(const ModelConfig& c, const MemoryPlanInput& in) {
+  const int64_t copies = in.microbatch_tokens * c.top_k;
+  return PushesRows(in) ? CeilDiv(copies * 5, 4) : copies;
+}
+
 // What a MoE layer's decision is, kept in every mode: the router's logits; of each token copy its
-// expert, its row and its weight; where the rows of each expert begin.
-int64_t DecisionBytes(const ModelConfig& c, int64_t tokens, int64_t weight_bytes) {
-  return tokens * (c.num_experts * weight_bytes + c.top_k * (2 * kIdBytes + kFp32Bytes)) +
-         (c.num_experts + 1) * kIdBytes;
+// expert, its row and its weight; where the rows of each expert begin. Pushed rows: the number of a
+// token's record on each rank, its copies' places, the rows of each record that may be received.
+int64_t DecisionBytes(const ModelConfig& c, const MemoryPlanInput& in) {
+  const int64_t tokens = in.microbatch_tokens;
+  int64_t bytes =
+      tokens * (c.num_experts * in.weight_bytes + c.top_k * (2 * kIdBytes + kFp32Bytes)) +
+      (c.num_experts + 1) * kIdBytes;
+  if (PushesRows(in)) {
+    bytes += tokens * kIdBytes * (in.ep_size + c.top_k + (in.ep_size - 1) * c.top_k);
+  }
+  return bytes;
 }
 
 // What the forward keeps of one layer for T tokens. See design.md 5: the residual inputs of both
 // halves, q, k and v before their norms, the attention's output and log-sum-exp, and the experts'
 // or the dense MLP's gate and up.
-int64_t LeanLayerBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int64_t weight_bytes) {
+int64_t LeanLayerBytes(const ModelConfig& c, int64_t layer, const MemoryPlanInput& in) {
+  const int64_t tokens = in.microbatch_tokens, weight_bytes = in.weight_bytes;
   const int64_t qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim;
   int64_t bytes = tokens * weight_bytes * (2 * c.hidden_size + qkv + c.num_heads * c.head_dim) +
                   tokens * kFp32Bytes * c.num_heads;
   if (c.IsMoeLayer(layer)) {
-    bytes += DecisionBytes(c, tokens, weight_bytes);
-    bytes += tokens * c.top_k * weight_bytes * 2 * c.moe_intermediate_size;
+    bytes += DecisionBytes(c, in);
+    bytes += ExpertRows(c, in) * weight_bytes * 2 * c.moe_intermediate_size;
   } else {
     bytes += tokens * weight_bytes * 2 * c.intermediate_size;
   }
@@ -37,21 +57,20 @@ int64_t LeanLayerBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int6
 }
 
 // What full recomputation keeps of one layer: its input and the decision.
-int64_t BlockInputBytes(const ModelConfig& c, int64_t layer, int64_t tokens, int64_t weight_bytes) {
-  int64_t bytes = tokens * weight_bytes * c.hidden_size;
-  if (c.IsMoeLayer(layer)) bytes += DecisionBytes(c, tokens, weight_bytes);
+int64_t BlockInputBytes(const ModelConfig& c, int64_t layer, const MemoryPlanInput& in) {
+  int64_t bytes = in.microbatch_tokens * in.weight_bytes * c.hidden_size;
+  if (c.IsMoeLayer(layer)) bytes += DecisionBytes(c, in);
   return bytes;
 }
 
 int64_t Activations(const ModelConfig& c, const MemoryPlanInput& in) {
-  const int64_t tokens = in.microbatch_tokens;
-  const int64_t residual = tokens * in.weight_bytes * c.hidden_size;
+  const int64_t residual = in.microbatch_tokens * in.weight_bytes * c.hidden_size;
   int64_t total = residual;  // the head's input
   int64_t largest = 0;
   for (int64_t layer = 0; layer < c.num_layers; ++layer) {
-    const int64_t lean = LeanLayerBytes(c, layer, tokens, in.weight_bytes);
+    const int64_t lean = LeanLayerBytes(c, layer, in);
     largest = std::max(largest, lean);
-    int64_t kept = in.full_recompute ? BlockInputBytes(c, layer, tokens, in.weight_bytes) : lean;
+    int64_t kept = in.full_recompute ? BlockInputBytes(c, layer, in) : lean;
     if (in.offload) kept -= residual;
     total += kept;
   }
@@ -122,20 +141,18 @@ class GpuStep {
   static constexpr int64_t kAttentionWorkspace = 12;
 
   int64_t Rows(int64_t width) const { return in_.microbatch_tokens * in_.weight_bytes * width; }
-  int64_t Lean(int64_t layer) const {
-    return LeanLayerBytes(c_, layer, in_.microbatch_tokens, in_.weight_bytes);
-  }
+  int64_t RoutedRows(int64_t width) const { return ExpertRows(c_, in_) * in_.weight_bytes * width; }
+  int64_t Lean(int64_t layer) const { return LeanLayerBytes(c_, layer, in_); }
   int64_t Kept(int64_t layer) const {
     if (!in_.full_recompute) return Lean(layer);
-    return BlockInputBytes(c_, layer, in_.microbatch_tokens, in_.weight_bytes) -
-           (in_.offload ? residual_ : 0);
+    return BlockInputBytes(c_, layer, in_) - (in_.offload ? residual_ : 0);
   }
   int64_t Head() const {
     return ChunkTokens(c_, in_) * c_.vocab_size * in_.weight_bytes + 2 * residual_;
   }
   int64_t BlockForward(int64_t layer) const {
     // Experts: the rows, their hidden activation, their results.
-    return c_.IsMoeLayer(layer) ? c_.top_k * Rows(2 * c_.hidden_size + c_.moe_intermediate_size)
+    return c_.IsMoeLayer(layer) ? RoutedRows(2 * c_.hidden_size + c_.moe_intermediate_size)
                                 : Rows(c_.hidden_size + c_.intermediate_size);
   }
   int64_t BlockBackward(int64_t layer) const {
@@ -146,7 +163,7 @@ class GpuStep {
     // Rows, the gradients of gate and up, the hidden activation again; the residual's gradient.
     const int64_t feed_forward =
         residual_ + (c_.IsMoeLayer(layer)
-                         ? c_.top_k * Rows(c_.hidden_size + 3 * c_.moe_intermediate_size)
+                         ? RoutedRows(c_.hidden_size + 3 * c_.moe_intermediate_size)
                          : Rows(c_.hidden_size + 4 * c_.intermediate_size));
     return std::max(attention, feed_forward);
   }
@@ -169,6 +186,18 @@ int64_t Workspace(const ModelConfig& c, const MemoryPlanInput& in) {
   const int64_t loss = ChunkTokens(c, in) * c.vocab_size * (kFp32Bytes + in.weight_bytes) +
                        t * in.weight_bytes * c.hidden_size;
   return std::max({moe, dense, attention, loss});
+}
+
+// What ranks push to each other (kernels/dispatch/dispatch.h): two buffers of records, a row and
+// its copies' places and weights, and two of sums, a row and its copies' gradients.
+int64_t DispatchBuffers(const ModelConfig& c, const MemoryPlanInput& in) {
+  if (!PushesRows(in)) return 0;
+  const int64_t row = c.hidden_size * in.weight_bytes;
+  const int64_t slots = CeilDiv(c.top_k, 4) * 4;
+  const int64_t peers = in.ep_size - 1;
+  const int64_t records = peers * (row + slots * (kIdBytes + kFp32Bytes));
+  const int64_t sums = std::min(peers, c.top_k) * (row + slots * kFp32Bytes);
+  return 2 * in.microbatch_tokens * (records + sums);
 }
 
 }  // namespace
@@ -217,7 +246,7 @@ MemoryPlan PlanMemory(const ModelConfig& config, const MemoryPlanInput& input) {
   plan.buffers = Workspace(config, input) + collectives;
   if (input.on_gpu) {
     const GpuStep step(config, input);
-    plan.buffers = step.LargestWorkspace() + collectives;
+    plan.buffers = step.LargestWorkspace() + collectives + DispatchBuffers(config, input);
     if (input.world_size == 1) {
       plan.overlap = plan.gradients + plan.activations + plan.buffers - step.Peak(buckets);
     }

@@ -136,6 +136,36 @@ TEST(MemoryPlanTest, OnlyBucketsThatAreCutNeedWholeCopies) {
   EXPECT_GE(PlanMemory(Small(), input).buffers, ep.buffers);
 }
 
+TEST(MemoryPlanTest, RanksThatPushRowsKeepBuffersForThem) {
+  MemoryPlanInput input = OneRank();
+  input.world_size = 4;
+  input.ep_size = 4;
+  input.weight_bytes = 2;
+  const MemoryPlan cpu = PlanMemory(Small(), input);
+  input.on_gpu = true;
+  const MemoryPlan push = PlanMemory(Small(), input);
+  // A quarter more rows of gate and up in each MoE layer.
+  EXPECT_GT(push.activations, cpu.activations);
+  EXPECT_LT(push.activations, cpu.activations * 5 / 4);
+  input.weight_bytes = 4;  // by collectives
+  const MemoryPlan collective = PlanMemory(Small(), input);
+  input.ep_size = 1;
+  EXPECT_EQ(collective.activations, PlanMemory(Small(), input).activations);
+}
+
+TEST(MemoryPlanTest, EightRanksOfQwen3KeepOneGigabyteForWhatTheyPush) {
+  MemoryPlanInput input = OneRank();
+  input.world_size = 8;
+  input.ep_size = 8;
+  input.weight_bytes = 2;
+  input.on_gpu = true;
+  const MemoryPlan few = PlanMemory(Cut(2), input);
+  input.microbatch_tokens += 8192;
+  const MemoryPlan more = PlanMemory(Cut(2), input);
+  // 2 x 8192 x 7 records of 4096 + 64 bytes and as many sums of 4096 + 32.
+  EXPECT_GE(more.buffers - few.buffers, 950'534'144);
+}
+
 TEST(MemoryPlanTest, RecomputingKeepsLess) {
   MemoryPlanInput input = OneRank();
   const int64_t lean = PlanMemory(Small(), input).activations;
