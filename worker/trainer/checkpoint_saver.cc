@@ -178,6 +178,8 @@ absl::Status CheckpointSaver::Handle(const Outcome& outcome) {
     }
     return outcome.status;
   }
+  SY_LOG(INFO) << "saved step=" << manifest.step << " seconds=" << outcome.seconds
+               << " in_background=" << outcome.job.from_snapshot << " waits=" << waits_;
   last_step_ = manifest.step;
   uncommitted_.push_back(manifest.step);
   if (IsRankZero()) {
@@ -185,8 +187,6 @@ absl::Status CheckpointSaver::Handle(const Outcome& outcome) {
                                 manifest.final, manifest.loss.value_or(0),
                                 manifest.validation_loss});
   }
-  SY_LOG(INFO) << "saved step=" << manifest.step << " seconds=" << outcome.seconds
-               << " in_background=" << outcome.job.from_snapshot << " waits=" << waits_;
   return absl::OkStatus();
 }
 

@@ -2,7 +2,7 @@
 """Checkpoints of the real trainer on one GPU: what a save costs training, how fast it is written and
 loaded, and whether a job that is killed gives the same bits as one that is not.
 
-usage: run.py TRAINER [--stall] [--exact] [--model 6b|1b|tiny] [--device cuda:0] [--kills N] [--work DIR]
+usage: run.py TRAINER [--stall] [--exact] [--model 6b|3b|1b|tiny] [--device cuda:0] [--kills N] [--work DIR]
 
 --stall trains, saves once on the way, and compares the steps that follow with those before; then it
 kills the trainer and resumes. The folder needs 8 bytes a parameter. --exact trains deterministically
@@ -30,10 +30,13 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "parity"))
 from token_file import write_token_file  # noqa: E402
 
-# Qwen3-30B-A3B cut to 8 layers and its half-sized sister; parameters: 5.6 B and 1.1 B.
+# Qwen3-30B-A3B cut to 8 and 4 layers, and a smaller one; parameters: 5.6 B, 3.1 B and 1.1 B.
 MODELS = {
     "6b": dict(vocab_size=151936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768,
                num_hidden_layers=8, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+               num_experts=128, num_experts_per_tok=8),
+    "3b": dict(vocab_size=151936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768,
+               num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
                num_experts=128, num_experts_per_tok=8),
     "1b": dict(vocab_size=32768, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768,
                num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
@@ -41,7 +44,7 @@ MODELS = {
     "tiny": dict(vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
                  num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
                  num_experts=8, num_experts_per_tok=2)}
-ROW = {"6b": 4096, "1b": 2048, "tiny": 64}
+ROW = {"6b": 4096, "3b": 4096, "1b": 2048, "tiny": 64}
 
 
 def make_work(folder, model):
