@@ -35,14 +35,9 @@ TEST(JobStateTest, EveryStateIsReachableAndCanEnd) {
   }
 }
 
-TEST(JobStateTest, FailureReasonsAreFoundByTheirNames) {
-  for (FailureReason reason : AllFailureReasons()) {
-    EXPECT_EQ(ParseFailureReason(Name(reason)), reason);
-  }
-  EXPECT_EQ(ParseFailureReason("NO_SUCH_REASON"), absl::nullopt);
-}
-
 TEST(JobStateTest, EveryReasonHasItsDomain) {
+  for (const FailureReason reason : AllFailureReasons())
+    EXPECT_FALSE(Name(DomainOf(reason)).empty());
   EXPECT_EQ(DomainOf(FailureReason::kDataInvalid), FailureDomain::kUser);
   EXPECT_EQ(DomainOf(FailureReason::kNanLoss), FailureDomain::kUser);
   EXPECT_EQ(DomainOf(FailureReason::kNodeLost), FailureDomain::kInfrastructure);

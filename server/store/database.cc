@@ -19,6 +19,7 @@ absl::StatusCode CodeOf(int rc) {
       return absl::StatusCode::kFailedPrecondition;
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
+    case SQLITE_NOMEM:  // nothing is wrong with the data: to be asked again
       return absl::StatusCode::kUnavailable;
     case SQLITE_FULL:
       return absl::StatusCode::kResourceExhausted;

@@ -1,5 +1,6 @@
 #include "server/store/store.h"
 
+#include <sqlite3.h>
 #include <stdlib.h>
 
 #include <filesystem>
@@ -496,6 +497,19 @@ TEST(StoreCrashTest, AKillBetweenAnyTwoStatementsLosesNothingAndLeavesNothingHal
     // And the same request still answers with the same job.
     EXPECT_EQ(reopened->CreateJob(MakeJob("other"), {"p", "CreateJob", "r", "x"})->id, job.id);
   }
+}
+
+// A caller that was told INTERNAL would not ask again.
+TEST_F(StoreTest, WantOfMemoryIsUnavailable) {
+  const JobRecord job = Create("j");
+  sqlite3_hard_heap_limit64(1);
+  const absl::Status read = store_->ListAudit(0, 1).status();
+  const absl::Status write = store_->CreateJob(MakeJob("k"), {}).status();
+  sqlite3_hard_heap_limit64(0);
+  EXPECT_THAT(read, StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("out of memory")));
+  EXPECT_FALSE(write.ok());
+  EXPECT_THAT(store_->ListAudit(0, 1), IsOk());
+  EXPECT_THAT(store_->CreateJob(MakeJob("k"), {}), IsOk()) << "nothing of it was stored";
 }
 
 }  // namespace
