@@ -18,6 +18,7 @@ constexpr KernelBench kBenches[] = {
     {"dispatch", &BenchDispatch},      {"grouped_gemm", &BenchGroupedGemm},
     {"moe_block", &BenchMoeBlock},     {"cross_entropy", &BenchCrossEntropy},
     {"embedding", &BenchEmbedding},    {"adamw", &BenchAdamW},
+    {"rank_sum", &BenchRankSum},
 };
 
 }  // namespace

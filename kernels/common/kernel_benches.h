@@ -17,6 +17,7 @@ void BenchEmbedding(Bench& bench);
 void BenchGroupedGemm(Bench& bench);
 void BenchMoeBlock(Bench& bench);
 void BenchPermute(Bench& bench);
+void BenchRankSum(Bench& bench);
 void BenchRmsNorm(Bench& bench);
 void BenchRope(Bench& bench);
 void BenchRouterTopK(Bench& bench);

@@ -175,27 +175,27 @@ def check_history(db, state_dir, job_dir, name, lossy=False):
     """An attempt that succeeded has each step's metrics and each byte of its logs, once."""
     project, job = name.split("/")[1], name.split("/")[3]
     succeeded = {n for (n,) in db.execute("SELECT number FROM attempts WHERE job = ? AND state = 6", (name,))}
+    metrics = {}
+    for number, step in db.execute("SELECT attempt, step FROM step_metrics WHERE job = ? ORDER BY step", (name,)):
+        metrics.setdefault(number, []).append(step)
     for path in sorted((job_dir / "trace").glob("rank-*.log")):
         rank = path.name[5:-4]
         for number, lines in group_by_attempt(read_trace(path)).items():
             steps = [line.step for line in lines if line.what == "step"]
-            log = state_dir / f"logs/{project}/{job}/{number}/rank-{rank}.stdout"
-            text = log.read_bytes() if log.exists() else b""
-            want = b"".join(b"attempt %d rank %s step %d state %08x\n" % (number, rank.encode(), s, model_after(s))
             stored = metrics.get(number, [])
             if lossy and steps and number in succeeded:  # whole, from the first to the last that anybody saw
                 seen = sorted({*steps, *stored})
                 steps = list(range(seen[0], seen[-1] + 1))
+            log = state_dir / f"logs/{project}/{job}/{number}/rank-{rank}.stdout"
+            text = log.read_bytes() if log.exists() else b""
+            want = b"".join(b"attempt %d rank %s step %d state %08x\n" % (number, rank.encode(), s, model_after(s))
                             for s in steps)
             if number in succeeded and text != want:
                 yield f"{name}: log of attempt {number} rank {rank} has {len(text)} bytes, not the {len(want)} written"
             elif not (want + b"attempt").startswith(text[:len(want)]):
                 yield f"{name}: log of attempt {number} rank {rank} differs from what was written"
-            if rank == "0" and number in succeeded:
-                stored = [s for (s,) in db.execute("SELECT step FROM step_metrics WHERE job = ? AND attempt = ? "
-                                                   "ORDER BY step", (name, number))]
-                if stored != steps:
-                    yield f"{name}: metrics of attempt {number} are of steps {stored[:20]}, not {steps[:20]}"
+            if rank == "0" and number in succeeded and stored != steps:
+                yield f"{name}: metrics of attempt {number} are of steps {stored[:20]}, not {steps[:20]}"
 
 
 def group_by_attempt(lines):

@@ -58,6 +58,9 @@ at::Tensor ExpertsUpBackward(const at::Tensor& dz_N2F, const at::Tensor& gate_up
 void ExpertsBackwardWeight(const at::Tensor& dy_NO, const at::Tensor& x_NI,
                            const at::Tensor& offsets_E1, at::Tensor dweight_EOI, bool accumulate);
 
+bool ServesRankSum(const at::Tensor& parts_RN);
+void RankSum(const at::Tensor& parts_RN, at::Tensor out_N);
+
 bool ServesEmbedding(const at::Tensor& rows_RH);
 at::Tensor EmbeddingForward(const at::Tensor& tokens_T, const at::Tensor& weight_VH);
 // Adds.

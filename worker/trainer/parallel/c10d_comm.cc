@@ -116,8 +116,11 @@ class C10dComm final : public RankOrderComm {
 Backend MakeNccl(c10::intrusive_ptr<c10d::Store> store, int rank, int size,
                  std::chrono::milliseconds timeout) {
 #if defined(SY_CUDA)
+  // SMs that a communicator's kernel may hold while it waits for peers (docs/overlap.md).
+  constexpr int kMaxCtas = 24;
   auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
   options->timeout = timeout;
+  options->config.maxCTAs = kMaxCtas;
   auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), rank, size, options);
   // Connecting later, inside the first collective, would block the host in the middle of a step.
   backend->eagerConnectSingleDevice(at::Device(at::kCUDA, c10::cuda::current_device()));

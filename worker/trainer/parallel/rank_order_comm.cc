@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "worker/trainer/ops/rank_sum.h"
 
 namespace switchyard {
 namespace {
@@ -16,8 +17,6 @@ constexpr int64_t kGatherReduceNumel = 4096;
 at::Tensor Bytes(const at::Tensor& flat) {
   return flat.numel() == 0 ? at::empty({0}, flat.options().dtype(at::kByte)) : flat.view(at::kByte);
 }
-
-bool IsHalf(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }
 
 void CheckFlat(const std::string& where, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK(tensor.dim() == 1 && tensor.is_contiguous(), where, ": ", name,
@@ -37,14 +36,7 @@ void RankOrderComm::ReduceParts(at::Tensor& chunk, const at::Tensor& parts,
     for (int r = 1; r < size_; ++r) at::maximum_out(chunk, chunk, parts[r]);
     return;
   }
-  if (IsHalf(chunk.scalar_type())) {
-    at::Tensor sum = parts[0].to(at::kFloat);
-    for (int r = 1; r < size_; ++r) sum.add_(parts[r]);
-    chunk.copy_(sum);
-    return;
-  }
-  chunk.copy_(parts[0]);
-  for (int r = 1; r < size_; ++r) chunk.add_(parts[r]);
+  ops::RankSum(parts, chunk);
 }
 
 void RankOrderComm::AllReduce(const char* collective, at::Tensor& tensor, Reduction reduction) {
