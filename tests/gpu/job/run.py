@@ -108,15 +108,20 @@ def watch_metrics(made, job, until_step):
     return seen
 
 
+def command_of(pid):
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
 def trainers(made):
-    """Process ids of the trainers of this cluster, wherever they hang in the tree."""
+    """Process ids of this cluster's trainers: their shim works in a folder of it. Others may run here too."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         try:
-            command = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else [b""]
-            if command[0].endswith(b"switchyard-trainer"):
-                found.append(int(entry.name))
-        except OSError:
+            if entry.name.isdigit() and command_of(entry.name)[0].endswith(b"switchyard-trainer"):
+                parent = re.search(r"^PPid:\s*(\d+)", (entry / "status").read_text(), re.MULTILINE)[1]
+                if any(word.startswith(str(made.folder).encode()) for word in command_of(parent)[1:]):
+                    found.append(int(entry.name))
+        except OSError:  # it has just ended
             pass
     return found
 
