@@ -87,7 +87,7 @@ void SimCoordinator::Die() {
   std::vector<std::weak_ptr<Stream>> streams = std::move(parts_->streams);
   parts_.reset();
   statements_left_.reset();
-  kill_after_commit_ = fail_commit_ = wake_armed_ = false;
+  kill_after_commit_ = kill_in_publication_ = fail_commit_ = wake_armed_ = false;
   for (const std::weak_ptr<Stream>& weak : streams) {
     if (const std::shared_ptr<Stream> stream = weak.lock()) {
       EndStream(stream, absl::UnavailableError("simulated: connection reset"));
@@ -136,6 +136,10 @@ absl::Status SimCoordinator::OnStatement(absl::string_view sql) {
     world_.Trace("coordinator is killed before: ", sql);
     doomed_ = true;
     return absl::UnavailableError("simulated: killed");
+  }
+  if (kill_in_publication_ && absl::StrContains(sql, "INTO checkpoints")) {
+    kill_in_publication_ = false;
+    kill_after_commit_ = true;
   }
   if (disk_full_ && NeedsSpace(sql)) {
     world_.Count("store: statement refused by a full disk");

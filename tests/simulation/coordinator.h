@@ -64,6 +64,8 @@ class SimCoordinator final : public Listener {
   // hears of it.
   void KillAtStatement(int statements_from_now) { statements_left_ = statements_from_now; }
   void KillAfterCommit() { kill_after_commit_ = true; }
+  // As that, after the next write that moves a checkpoint.
+  void KillInPublication() { kill_in_publication_ = true; }
   // The next COMMIT fails with an I/O error: the process ends by itself.
   void FailNextCommit() { fail_commit_ = true; }
   void SetDiskFull(bool full) { disk_full_ = full; }
@@ -127,6 +129,7 @@ class SimCoordinator final : public Listener {
   // Faults.
   absl::optional<int> statements_left_;
   bool kill_after_commit_ = false;
+  bool kill_in_publication_ = false;
   bool fail_commit_ = false;
   bool disk_full_ = false;
 };

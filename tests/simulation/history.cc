@@ -122,7 +122,6 @@ void History::AddNodes() {
                                                /*num_boots_before=*/0));
     SimNode& node = *nodes_.back();
     node.link().loss = random().Chance(0.5) ? 0.002 : 0.05;
-    if (random().Chance(0.3)) node.link().twice = 0.2;
     world_.After(random().Spread(absl::Milliseconds(10), absl::Seconds(30)),
                  [&node] { node.StartAgent(); });
   }
@@ -265,7 +264,7 @@ void History::NextFault() {
 }
 
 void History::FaultCoordinator() {
-  switch (random().Range(0, 5)) {
+  switch (random().Range(0, 6)) {
     case 0:
       world_.Count("fault: coordinator killed");
       coordinator_.Kill();
@@ -284,6 +283,10 @@ void History::FaultCoordinator() {
       coordinator_.Pause(world_.now() + random().Spread(absl::Seconds(0.1), absl::Minutes(4)));
       break;
     case 5:
+      world_.Count("fault: coordinator to be killed in a publication");
+      coordinator_.KillInPublication();
+      break;
+    case 6:
       world_.Count("fault: wall clock jumps");
       world_.clock().JumpWall(random().Between(-absl::Hours(2), absl::Hours(26)));
       break;
@@ -319,6 +322,7 @@ void History::FaultCheckpoint() {
 void History::Flap(SimNode& node, int times) {
   if (!faults_on_ || times == 0) return;
   if (random().Chance(0.7)) {
+    if (random().Chance(0.5)) network_.Replay(node.link());
     node.Reboot();
   } else {
     node.KillAgent();

@@ -8,7 +8,9 @@ namespace {
 
 // How long a kernel goes on to send what its process, perhaps long dead, has handed over.
 constexpr absl::Duration kHeldFor = absl::Minutes(2);
+constexpr double kDuplicate = 0.02;
 constexpr double kLate = 0.02;
+constexpr size_t kRecent = 8;
 
 bool IsCut(const Link& link, Direction direction) {
   return direction == Direction::kUp ? link.cut_up : link.cut_down;
@@ -74,10 +76,21 @@ void Network::Call(Link& link, absl::Duration timeout, std::function<absl::Statu
     });
   };
   Send(link, Direction::kUp, request);
-  if (world_.random().Chance(link.twice)) {
+  link.recent.push_back({world_.now(), request});
+  if (link.recent.size() > kRecent) link.recent.pop_front();
+  if (world_.random().Chance(kDuplicate)) {
     world_.Count("network: request twice");
     world_.After(world_.random().Spread(absl::Milliseconds(1), kHeldFor),
                  [this, &link, request] { Send(link, Direction::kUp, request); });
+  }
+}
+
+void Network::Replay(Link& link) {
+  for (const Sent& sent : link.recent) {
+    if (world_.now() - sent.when > kHeldFor) continue;
+    world_.Count("network: request twice");
+    world_.After(world_.random().Between(absl::Seconds(3), absl::Minutes(1)),
+                 [this, &link, request = sent.request] { Send(link, Direction::kUp, request); });
   }
 }
 

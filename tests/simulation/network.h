@@ -15,14 +15,20 @@
 
 namespace switchyard::simulation {
 
+// A request that was sent.
+struct Sent {
+  absl::Duration when;
+  std::function<void()> request;
+};
+
 // One machine's connection to the coordinator's machine.
 struct Link {
   absl::Duration min_delay = absl::Microseconds(100);
   absl::Duration max_delay = absl::Milliseconds(20);
   double loss = 0;      // share of messages that are lost
-  double twice = 0.02;  // of requests that come a second time
   bool cut_up = false;  // nothing gets to the coordinator
   bool cut_down = false;
+  std::deque<Sent> recent;  // the last requests, also those that were lost
 };
 
 enum class Direction { kUp, kDown };
@@ -52,6 +58,10 @@ class Network {
   // or Unavailable or DeadlineExceeded. `serve` may still run after that.
   void Call(Link& link, absl::Duration timeout, std::function<absl::Status()> serve,
             std::function<void(const absl::Status&)> done);
+
+  // What passes for a proxy that tries again: the last requests of this link come once more, some
+  // time after their sender may have died.
+  void Replay(Link& link);
 
   World& world() { return world_; }
 
