@@ -66,6 +66,49 @@ cudaError_t LaunchPhase(int phase, const DispatchGroup& group, const RankBuffers
   }
 }
 
+// A chain of plans in a graph, as nothing else shows what one costs: launches by the host are
+// slower, and events around a single call add as much as it takes. Returns us per plan.
+std::vector<float> TimePlans(const InProcessRanks& ranks, const std::vector<RankBuffers>& buffers) {
+  constexpr int kPlans = 20;
+  std::vector<cudaGraphExec_t> graphs(ranks.size());
+  cudaEvent_t start = nullptr, stop = nullptr;
+  for (int r = 0; r < ranks.size(); ++r) {
+    ranks.Use(r);
+    const cudaStream_t stream = ranks.stream(r);
+    CudaOrDie(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    for (int i = 0; i < kPlans; ++i) {
+      CudaOrDie(LaunchPhase(kRoute, ranks.group(r), buffers[r], 1, stream), "route");
+      CudaOrDie(LaunchPhase(kExchangePhase, ranks.group(r), buffers[r], 1, stream), "exchange");
+    }
+    cudaGraph_t graph = nullptr;
+    CudaOrDie(cudaStreamEndCapture(stream, &graph), "capture");
+    CudaOrDie(cudaGraphInstantiate(&graphs[r], graph, 0), "graph");
+    CudaOrDie(cudaGraphUpload(graphs[r], stream), "graph");
+    CudaOrDie(cudaGraphDestroy(graph), "graph");
+  }
+  ranks.Use(0);
+  CudaOrDie(cudaEventCreate(&start), "event");
+  CudaOrDie(cudaEventCreate(&stop), "event");
+  ranks.Synchronize();
+  std::vector<float> samples;
+  for (int i = 0; i < kWarmUp + kSamples; ++i) {
+    for (int r = ranks.size() - 1; r >= 0; --r) {  // rank 0, the last, ends with the others
+      ranks.Use(r);
+      if (r == 0) CudaOrDie(cudaEventRecord(start, ranks.stream(0)), "event");
+      CudaOrDie(cudaGraphLaunch(graphs[r], ranks.stream(r)), "graph");
+      if (r == 0) CudaOrDie(cudaEventRecord(stop, ranks.stream(0)), "event");
+    }
+    ranks.Synchronize();
+    float ms = 0;
+    CudaOrDie(cudaEventElapsedTime(&ms, start, stop), "event");
+    if (i >= kWarmUp) samples.push_back(1000 * ms / kPlans);
+  }
+  for (const cudaGraphExec_t graph : graphs) cudaGraphExecDestroy(graph);
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  return samples;
+}
+
 // Rows that a phase moves, of all ranks together, and that cross links.
 struct Traffic {
   double rows[kNumPhases] = {};
@@ -166,8 +209,12 @@ void RunShape(Bench& bench, int num_ranks, int64_t tokens, int hidden, int block
   }
   cudaEventDestroy(gate);
   const Traffic traffic = CountRows(PlanDispatchRef(shape, views, max_rows));
+  if (!only_pushes) {
+    bench.Report({"dispatch plan, in a chain", shape_name, "int32"}, TimePlans(ranks, buffers));
+  }
   const bool has_links = devices == num_ranks && devices > 1;
   for (int phase = 0; phase < kNumPhases; ++phase) {
+    if (phase == kRoute || phase == kExchangePhase) continue;  // as a chain, above
     const bool is_push = phase == kPush || phase == kCombinePushPhase;
     if (only_pushes && !is_push) continue;
     const double rows = is_push && has_links ? traffic.sent : traffic.rows[phase];

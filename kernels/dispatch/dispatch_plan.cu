@@ -5,7 +5,6 @@ namespace switchyard::kernels {
 namespace {
 
 constexpr int kExchangeThreads = 1024;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 __global__ void __launch_bounds__(32)
     WaitKernel(const DispatchView view, DispatchKind kind, DispatchSignal signal, uint32_t lag,
@@ -181,7 +180,13 @@ __global__ void __launch_bounds__(kExchangeThreads)
     });
     shared.counts[source][column] = static_cast<int>(static_cast<uint32_t>(cell));
   }
-  if (__syncthreads_or(failed)) return;
+  if (__syncthreads_or(failed)) {
+    // What computes on the rows must not follow undefined offsets: there are none.
+    for (int e = threadIdx.x; e <= s.experts / s.ranks; e += kExchangeThreads) {
+      p.plan.offsets[e] = 0;
+    }
+    return;
+  }
 
   int total = 0;
   const int expert = threadIdx.x;
@@ -262,7 +267,8 @@ cudaError_t DispatchExchange(const DispatchExchangeParams& p, cudaStream_t strea
 }
 
 cudaError_t DispatchLoad() {
-  const cudaError_t errors[] = {LoadPlanKernels(), LoadPushKernels(), LoadCombineKernels()};
+  const cudaError_t errors[] = {LoadPlanKernels(), LoadPushKernels(), LoadCombinePushKernels(),
+                                LoadCombineReduceKernels()};
   for (const cudaError_t error : errors) {
     if (error != cudaSuccess) return error;
   }

@@ -5,7 +5,6 @@
 namespace switchyard::kernels {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kMaxRowThreads = 32 * kMaxRowWarps;
 
 extern __shared__ __align__(128) uint8_t row_buffers[];

@@ -57,7 +57,8 @@ bool IsSupported(const DispatchGroup& group, const DispatchPlanData& plan);
 // Each file's share of DispatchLoad.
 cudaError_t LoadPlanKernels();
 cudaError_t LoadPushKernels();
-cudaError_t LoadCombineKernels();
+cudaError_t LoadCombinePushKernels();
+cudaError_t LoadCombineReduceKernels();
 
 }  // namespace switchyard::kernels
 

@@ -14,6 +14,8 @@
 
 namespace switchyard::kernels {
 
+constexpr unsigned kAllLanes = 0xffffffffu;
+
 // ---- control words ----
 
 __device__ __forceinline__ uint64_t LoadAcquireSystem(const uint64_t* cell) {
@@ -251,7 +253,7 @@ __device__ void StreamRows(RowRing& ring, int64_t count, Exists exists, Source s
   const int64_t warp = int64_t{threadIdx.x / 32} * gridDim.x + blockIdx.x;
   for (int64_t first = warp; first < count; first += 32 * warps) {
     const int64_t mine = first + threadIdx.x % 32 * warps;
-    unsigned items = __ballot_sync(0xffffffffu, mine < count && exists(mine));
+    unsigned items = __ballot_sync(kAllLanes, mine < count && exists(mine));
     unsigned unloaded = items;
     const auto load_next = [&] {
       if (unloaded == 0) return;
