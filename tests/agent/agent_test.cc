@@ -408,6 +408,8 @@ TEST_F(AgentTest, MetricsFollowTheLiveJob) {
   EXPECT_EQ(value("job_loss", kJob), 1.0);
   EXPECT_EQ(value("job_tokens_per_second", kJob), 1000);
   EXPECT_EQ(value("job_memory_bytes", kJob), 1 << 20);
+  EXPECT_EQ(value("job_checkpoint_failures", kJob), 1);
+  EXPECT_EQ(value("job_checkpoint_stall_seconds", kJob), 3 * 0.5);
   EXPECT_GT(value("job_resident_bytes", kJob), 0);
   EXPECT_EQ(value("devices", "busy"), 2);
   EXPECT_EQ(value("live_attempts", ""), 1);

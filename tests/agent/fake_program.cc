@@ -211,6 +211,8 @@ class FakeTrainer {
         step.loss = 4.0 - i;
         step.tokens_per_second = 1000;
         step.memory_bytes = 1 << 20;
+        step.checkpoint_failures = 1;
+        step.phase_seconds = {{"checkpoint", 0.5}};
         Send(step);
       }
       Send(ValidationFrame{3, "wiki", 1.5, 1000});

@@ -226,6 +226,8 @@ TEST_F(FailingDiskTest, AFailedWriteIsAWarningOfTheRankItHappenedToAndTrainingGo
       const RunReport report = folder_.Report(job);
       EXPECT_EQ(report.Losses(), wanted.Losses());
       EXPECT_THAT(Steps(report), ElementsAre(4, 12, 14));
+      EXPECT_EQ(report.steps.front().checkpoint_failures, 0);
+      EXPECT_EQ(report.steps.back().checkpoint_failures, 1);
       EXPECT_FALSE(fs::exists(job.job_dir + "/staging/1/step-8")) << "what failed is removed";
       EXPECT_THAT(Warnings(job, 1 - rank), IsEmpty()) << "one word of it is enough";
       const std::vector<std::string> warnings = Warnings(job, rank);

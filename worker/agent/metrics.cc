@@ -110,12 +110,15 @@ void AgentMetrics::GangStarted(const AttemptId& attempt) {
 void AgentMetrics::ObserveStep(const AttemptId& attempt, const StepFrame& step) {
   absl::MutexLock lock(&mu_);
   last_steps_[attempt] = step;
+  const auto stall = step.phase_seconds.find("checkpoint");
+  checkpoint_stalls_[attempt] += stall == step.phase_seconds.end() ? 0 : stall->second;
 }
 
 void AgentMetrics::AttemptFinished(const AttemptId& attempt, AttemptOutcome outcome) {
   absl::MutexLock lock(&mu_);
   ++finished_[static_cast<int>(outcome)];
   last_steps_.erase(attempt);
+  checkpoint_stalls_.erase(attempt);
 }
 
 std::vector<prometheus::MetricFamily> AgentMetrics::Collect() const {
@@ -145,14 +148,22 @@ std::vector<prometheus::MetricFamily> AgentMetrics::Collect() const {
   FamilyBuilder speed =
       Gauge("job_tokens_per_second", "Tokens per second of the last step, all ranks.");
   FamilyBuilder memory = Gauge("job_memory_bytes", "Peak memory of the fullest rank.");
+  FamilyBuilder failures =
+      Gauge("job_checkpoint_failures", "Checkpoints of the attempt that could not be written.");
+  FamilyBuilder stalls = Gauge("job_checkpoint_stall_seconds",
+                               "Time for which the attempt's training stood still to save.");
   for (const auto& [attempt, frame] : last_steps_) {
     const Labels labels = {{"job", attempt.job.value()}};
     step.Add(static_cast<double>(frame.step), labels);
     loss.Add(frame.loss, labels);
     speed.Add(frame.tokens_per_second, labels);
     memory.Add(static_cast<double>(frame.memory_bytes), labels);
+    failures.Add(static_cast<double>(frame.checkpoint_failures), labels);
+    stalls.Add(checkpoint_stalls_.at(attempt), labels);
   }
-  for (FamilyBuilder* family : {&step, &loss, &speed, &memory}) families.push_back(family->Build());
+  for (FamilyBuilder* family : {&step, &loss, &speed, &memory, &failures, &stalls}) {
+    families.push_back(family->Build());
+  }
   return families;
 }
 

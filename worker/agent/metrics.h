@@ -66,6 +66,7 @@ class AgentMetrics final : public prometheus::Collectable {
   int64_t restarts_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t finished_[3] ABSL_GUARDED_BY(mu_) = {};  // by AttemptOutcome
   std::map<AttemptId, StepFrame> last_steps_ ABSL_GUARDED_BY(mu_);
+  std::map<AttemptId, double> checkpoint_stalls_ ABSL_GUARDED_BY(mu_);  // seconds
 };
 
 // Serves /metrics over HTTP until destroyed.

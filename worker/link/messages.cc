@@ -62,6 +62,7 @@ void Visit(StepFrame& f, Visitor& v) {
   v.Optional("expert_load_max_over_mean", f.expert_load_max_over_mean);
   v.Optional("skipped", f.skipped);
   v.Optional("skipped_total", f.skipped_total);
+  v.Optional("checkpoint_failures", f.checkpoint_failures);
   v.Optional("validation_loss", f.validation_loss);
   v.Optional("validation_name", f.validation_name);
   v.Optional("phase_seconds", f.phase_seconds);

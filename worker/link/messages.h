@@ -66,6 +66,7 @@ struct StepFrame {
   double expert_load_max_over_mean = 0;
   bool skipped = false;
   int64_t skipped_total = 0;
+  int64_t checkpoint_failures = 0;  // of this attempt: checkpoints that could not be written
   std::optional<double> validation_loss;
   std::string validation_name;
   std::map<std::string, double> phase_seconds;

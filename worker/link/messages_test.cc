@@ -58,6 +58,7 @@ TEST(MessagesTest, StepFrameCarriesEveryFieldThere) {
   step.expert_load_max_over_mean = 1.25;
   step.skipped = true;
   step.skipped_total = 2;
+  step.checkpoint_failures = 3;
   step.validation_loss = 2.75;
   step.validation_name = "v";
   step.phase_seconds = {{"backward", 0.5}, {"forward", 0.25}};
@@ -70,7 +71,7 @@ TEST(MessagesTest, StepFrameCarriesEveryFieldThere) {
   EXPECT_EQ(got->validation_loss, 2.75);
   EXPECT_EQ(got->phase_seconds, step.phase_seconds);
   EXPECT_EQ(DumpJson(ToJson(*parsed)), DumpJson(ToJson(RankFrame(step))));
-  EXPECT_EQ(ToJson(*parsed).size(), 22u);  // 21 fields and the type
+  EXPECT_EQ(ToJson(*parsed).size(), 23u);  // 22 fields and the type
 }
 
 TEST(MessagesTest, NumbersThatAreNotFiniteSurvive) {

@@ -386,6 +386,7 @@ void Session::ReportStep(const QueuedStep& queued, const StepNumbers& numbers, d
   frame.expert_load_max_over_mean = ExpertLoadMaxOverMean(numbers.copies_LE);
   frame.skipped = skipped;
   frame.skipped_total = guard_.total();
+  frame.checkpoint_failures = saver_->failures();
   frame.phase_seconds = times.seconds;
   frame.phase_seconds.merge(carried_seconds_);
   if (const double stall = saver_->TakeStallSeconds(); stall > 0) {
