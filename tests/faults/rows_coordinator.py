@@ -20,8 +20,8 @@ NEEDS_LOST_NODE = {"scheduler.before_node_lost"}
 NEEDS_DOWNLOAD = {"download.before_chunk"}
 NEEDS_GARBAGE = {"collect.before_remove"}
 # Reached only by `switchyardd backup` and restore, by a migration, or when a disk is full: their own rows.
-ELSEWHERE = {"backup.before_rename", "backup.after_rename", "restore.before_rename", "migrate.before_commit",
-             "ballast.before_free"}
+ELSEWHERE = {"backup.before_rename", "backup.after_rename", "restore.before_rename", "restore.between_steps",
+             "migrate.before_commit", "ballast.before_free"}
 
 
 def supervise(made, future, seconds=60):
