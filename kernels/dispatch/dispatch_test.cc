@@ -42,8 +42,8 @@ struct Transfer {
   DeviceArray<float> weights, row_weights, copy_sums;
 };
 
-// Each step on all ranks before the next, so that the tests also run where launches do not overlap
-// (compute-sanitizer).
+// Each step on all ranks before the next, so that the tests also run under tools that
+// serialize launches.
 void MakePlans(const InProcessRanks& ranks, const std::vector<Transfer>& transfers) {
   for (int r = 0; r < ranks.size(); ++r) {
     const Transfer& t = transfers[r];
