@@ -263,8 +263,7 @@ CheckpointSaver::Outcome CheckpointSaver::Write(Job job) {
     outcome.status = e.status();
   } catch (const std::exception& e) {
     const ErrorFrame error = DescribeFailure(e);
-    outcome.status =
-        absl::InternalError(absl::StrCat(Name(error.reason), ": ", error.message));
+    outcome.status = absl::InternalError(absl::StrCat(Name(error.reason), ": ", error.message));
   }
   outcome.seconds = absl::ToDoubleSeconds(env_.clock->Monotonic() - start);
   outcome.job = std::move(job);

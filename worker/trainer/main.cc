@@ -186,8 +186,7 @@ int RunTrainer(const Flags& flags) {
   } catch (const std::exception& e) {
     ErrorFrame error = DescribeFailure(e);
     error.step = control.steps_done.load();
-    SY_LOG(ERROR) << error.message << " reason=" << Name(error.reason)
-                  << " step=" << error.step;
+    SY_LOG(ERROR) << error.message << " reason=" << Name(error.reason) << " step=" << error.step;
     wire.Send(error);
     return kExitError;
   }
