@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,6 +32,8 @@ using testing::HasSubstr;
 // Before the driver starts: one GPU may serve all streams of eight ranks.
 const bool kManyQueues = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*replace=*/0) == 0;
 
+void Finish(at::Device device) { c10::cuda::getCurrentCUDAStream(device.index()).synchronize(); }
+
 class DispatcherCudaTest : public testing::TestWithParam<int> {
  protected:
   void SetUp() override {
@@ -49,9 +52,6 @@ class DispatcherCudaTest : public testing::TestWithParam<int> {
       body(rank, device, comms[Axis::kEp]);
       Finish(device);
     });
-  }
-  static void Finish(at::Device device) {
-    c10::cuda::getCurrentCUDAStream(device.index()).synchronize();
   }
 };
 INSTANTIATE_TEST_SUITE_P(Ranks, DispatcherCudaTest, testing::Values(2, 4, 8),
@@ -145,6 +145,13 @@ TEST_P(DispatcherCudaTest, ABudgetThatIsTooSmallGrowsOnAllRanks) {
   });
 }
 
+// Launches everything once while ranks still meet before they wait.
+void LoadKernels(Comm& ep, at::Device device, const PushOptions& options, const LayerInput& in) {
+  const auto push = MakePush(ep, device, options);
+  const auto plan = push->Plan(in.by_expert);
+  push->Combine(*plan, push->Dispatch(*plan, in.x_TH, in.weights_TK).rows_NH, {});
+}
+
 // Rank 1 of the group, which errors call rank 41, takes part in `layers` whole layers and then, if
 // `sends`, in the dispatch of one more. Returns this rank's error.
 std::string ErrorWithoutRankOne(int ranks, int rank, at::Device device, Comm& ep, int layers,
@@ -153,28 +160,29 @@ std::string ErrorWithoutRankOne(int ranks, int rank, at::Device device, Comm& ep
   options.timeout = absl::Seconds(1);
   for (int& name : options.ranks) name += 40;
   const LayerInput in = DrawLayer(options, 20, rank, device);
-  {
-    // Loads what is launched below, while ranks still meet before they wait.
-    const auto loading = MakePush(ep, device, options);
-    const auto plan = loading->Plan(in.by_expert);
-    loading->Combine(*plan, loading->Dispatch(*plan, in.x_TH, in.weights_TK).rows_NH, {});
-  }
+  LoadKernels(ep, device, options, in);
   options.before_waiting = [] {};
   const auto push = MakePush(ep, device, options);
   std::string error;
+  std::unique_ptr<DispatchPlan> plan;
   try {
     for (int layer = 0; layer <= layers; ++layer) {
       const bool leaves = rank == 1 && layer == layers;
       if (leaves && !sends) break;
-      const auto plan = push->Plan(in.by_expert);
+      plan = push->Plan(in.by_expert);
       const at::Tensor rows = push->Dispatch(*plan, in.x_TH, in.weights_TK).rows_NH;
       if (leaves) break;
       push->Combine(*plan, rows, {});
     }
-    c10::cuda::getCurrentCUDAStream(device.index()).synchronize();
+    Finish(device);
     push->CheckHealth();
   } catch (const CommError& e) {
     error = e.what();
+  }
+  Finish(device);
+  // Products on rows that never came follow no wild offsets.
+  if (!sends && rank != 1) {
+    EXPECT_EQ(plan->offsets_E1.abs().max().item<int>(), 0);
   }
   ep.Barrier();
   return error;
@@ -200,6 +208,39 @@ TEST_P(DispatcherCudaTest, ARankThatStaysAwayIsNamedByTheOthers) {
       timed_out += errors[rank].find("waited 1s for rank 41") != std::string::npos ? 1 : 0;
     }
     EXPECT_GE(timed_out, 1) << errors[0];
+  }
+}
+
+TEST_P(DispatcherCudaTest, ARankThatThrowsLetsTheOthersEndAtOnce) {
+  const int ranks = GetParam();
+  std::vector<std::string> errors(ranks);
+  RunRanks(ranks, [&](int rank, at::Device device, Comm& ep) {
+    PushOptions options = SmallPush(ranks, rank);
+    const LayerInput in = DrawLayer(options, 20, rank, device);
+    LoadKernels(ep, device, options, in);
+    options.before_waiting = [] {};
+    const absl::Time start = absl::Now();
+    try {
+      const auto push = MakePush(ep, device, options);
+      const auto plan = push->Plan(in.by_expert);
+      const at::Tensor rows = push->Dispatch(*plan, in.x_TH, in.weights_TK).rows_NH;
+      if (rank == 1) {
+        auto pending = push->BeginDispatch(*plan, in.x_TH, {});
+        push->FinishDispatch(std::move(pending));  // waits for ranks that never come
+        throw std::runtime_error("out of something");
+      }
+      push->Combine(*plan, rows, {});
+      Finish(device);
+      push->CheckHealth();
+    } catch (const std::runtime_error& e) {
+      errors[rank] = e.what();
+    }
+    EXPECT_LT(absl::Now() - start, options.timeout / 4) << rank;
+    Finish(device);
+    ep.Barrier();
+  });
+  for (int rank = 0; rank < ranks; ++rank) {
+    EXPECT_THAT(errors[rank], HasSubstr(rank == 1 ? "out of something" : "has given up"));
   }
 }
 

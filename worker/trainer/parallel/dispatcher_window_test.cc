@@ -16,6 +16,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -198,6 +199,35 @@ TEST_F(DispatcherWindowTest, AKilledRankIsNamedByTheOthersWithinTenSeconds) {
   }
   EXPECT_THAT(endings[0].said,
               testing::AnyOf(HasSubstr("waited 3s for rank 1"), HasSubstr("has given up")));
+}
+
+TEST_F(DispatcherWindowTest, ARankThatThrowsLetsTheOthersEndAtOnce) {
+  const std::vector<Ending> endings =
+      RunProcesses(ranks_, [this](int rank, at::Device device, const Mesh& mesh, Comm& ep) {
+        PushOptions options = SmallPush(ranks_, rank);
+        options.timeout = absl::Seconds(60);
+        const LayerInput in = DrawLayer(options, 200, rank, device);
+        std::string said = "nothing happened";
+        const absl::Time start = absl::Now();
+        try {
+          const DispatcherChoice choice = ChooseDispatcher(ep, mesh, Needs(options, device));
+          const auto plan = choice.dispatcher->Plan(in.by_expert);
+          const at::Tensor rows =
+              choice.dispatcher->Dispatch(*plan, in.x_TH, in.weights_TK).rows_NH;
+          if (rank == 1) throw std::runtime_error("out of something");
+          choice.dispatcher->Combine(*plan, rows, {});
+          c10::cuda::getCurrentCUDAStream().synchronize();
+          choice.dispatcher->CheckHealth();
+        } catch (const std::runtime_error& e) {
+          said = e.what();
+        }
+        EXPECT_LT(absl::Now() - start, absl::Seconds(20));
+        return said;
+      });
+  for (int rank = 0; rank < ranks_; ++rank) {
+    EXPECT_EQ(endings[rank].status, 0);
+    EXPECT_THAT(endings[rank].said, HasSubstr(rank == 1 ? "out of something" : "has given up"));
+  }
 }
 
 }  // namespace

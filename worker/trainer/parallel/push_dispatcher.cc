@@ -9,11 +9,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
+#include <exception>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/dispatch/dispatch.h"
+#include "kernels/dispatch/layout.h"
 #include "worker/trainer/ops/kernel_call.h"
 #include "worker/trainer/parallel/comm_error.h"
 #include "worker/trainer/parallel/side_stream.h"
@@ -130,6 +133,7 @@ struct PushDispatcher::Impl {
         memory(std::move(memory)),
         error(1),
         needed_rows(kMaxPlans),
+        abort_word(1),
         stream(device),
         budget(FirstBudget(options)) {}
 
@@ -165,6 +169,8 @@ struct PushDispatcher::Impl {
   const std::unique_ptr<SymmetricMemory> memory;
   const MappedMemory<kernels::DispatchError> error;
   const MappedMemory<int32_t> needed_rows;  // of each plan since the last MustRepeat
+  const MappedMemory<uint32_t> abort_word;
+  const int exceptions = std::uncaught_exceptions();
   SideStream stream;
   kernels::DispatchGroup group = {};
   int64_t budget;
@@ -230,6 +236,7 @@ PushDispatcher::PushDispatcher(const PushOptions& options, c10::Device device,
 }
 
 PushDispatcher::~PushDispatcher() {
+  if (std::uncaught_exceptions() > impl_->exceptions) GiveUp();
   // What is queued still writes the host memory and reads the plans' tables.
   cudaDeviceSynchronize();
 }
@@ -245,6 +252,23 @@ int64_t PushDispatcher::num_repeats() const { return impl_->num_repeats; }
 int64_t PushDispatcher::row_budget() const { return impl_->budget; }
 
 void PushDispatcher::CheckHealth() { impl_->Check(); }
+
+void PushDispatcher::GiveUp() noexcept {
+  Impl& m = *impl_;
+  m.memory->Abandon();
+  // Copies on a stream of their own pass the kernels that wait. What fails here is left to the
+  // peers' timeouts.
+  cudaStream_t stream = nullptr;
+  if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return;
+  *m.abort_word.data() = 1 + static_cast<uint32_t>(m.group.rank);
+  const int64_t at =
+      kernels::DispatchArenaLayout(m.group.shape).state + offsetof(kernels::DispatchState, abort);
+  for (uint8_t* block : m.memory->blocks()) {
+    cudaMemcpyAsync(block + at, m.abort_word.data(), sizeof(uint32_t), cudaMemcpyDefault, stream);
+  }
+  cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
+}
 
 std::unique_ptr<DispatchPlan> PushDispatcher::Plan(const ops::Permutation& by_expert) {
   Impl& m = *impl_;

@@ -71,6 +71,7 @@ class PushDispatcher final : public TokenDispatcher {
   // `memory` is fresh. On the current device.
   PushDispatcher(const PushOptions& options, c10::Device device,
                  std::unique_ptr<SymmetricMemory> memory);
+  // Gives up when an exception unwinds: else it would wait for peers that wait for this rank.
   ~PushDispatcher() override;
 
   int64_t num_local_experts() const override;
@@ -85,6 +86,7 @@ class PushDispatcher final : public TokenDispatcher {
                              const at::Tensor& residual_TH) override;
   bool MustRepeat() override;
   void CheckHealth() override;
+  void GiveUp() noexcept override;
   int64_t num_repeats() const override;
   int64_t row_budget() const;
 

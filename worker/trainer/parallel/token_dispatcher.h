@@ -109,6 +109,11 @@ class TokenDispatcher {
   // may not have been seen.
   virtual void CheckHealth() {}
 
+  // This rank leaves the run because of a fault of its own: its peers stop waiting for it now, not
+  // when they time out, and so do its own transfers that wait for them. The dispatcher cannot be
+  // used again.
+  virtual void GiveUp() noexcept {}
+
   // Both phases at once.
   DispatchedRows Dispatch(const DispatchPlan& plan, const at::Tensor& x_TH,
                           const at::Tensor& weights_TK) {
