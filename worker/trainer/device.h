@@ -1,10 +1,10 @@
 // The device of a rank: opening it, its memory, and small results on their way to the host.
 //
-// Streams: everything a step computes is queued on the current stream of the device (the default one,
-// where ranks are processes). What several GPUs exchange has streams of its own (docs/overlap.md).
-// Copies of micro-batches and of weights being loaded go the same way, from pinned memory, so that
-// they wait for nothing. Only offloaded activations travel on a stream of their own
-// (models/activation_offload.h), and snapshots for checkpoints (checkpoint/snapshot.h).
+// Streams: everything a step computes is queued on the current stream of the device (the default
+// one, where ranks are processes). What several GPUs exchange has streams of its own
+// (docs/overlap.md). Copies of micro-batches and of weights being loaded go the same way, from
+// pinned memory, so that they wait for nothing. Only offloaded activations travel on a stream of
+// their own (models/activation_offload.h), and snapshots for checkpoints (checkpoint/snapshot.h).
 #ifndef SWITCHYARD_WORKER_TRAINER_DEVICE_H_
 #define SWITCHYARD_WORKER_TRAINER_DEVICE_H_
 
