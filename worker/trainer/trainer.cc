@@ -94,6 +94,10 @@ class Session {
       : config_(config), env_(environment), device_(OpenDevice(config.run.device)) {}
 
   TrainResult Run();
+  // Lets peers that wait for this rank's token rows end at once.
+  void GiveUp() noexcept {
+    if (dispatcher_ != nullptr) dispatcher_->GiveUp();
+  }
   // What did not fit, what was planned, and what to change.
   std::string DescribeOutOfMemory(const c10::Error& error) const;
 
@@ -534,7 +538,11 @@ TrainResult Train(const TrainConfig& config, const TrainerEnvironment& environme
   try {
     result = session.Run();
   } catch (const c10::OutOfMemoryError& e) {
+    session.GiveUp();
     throw TrainError(FailureReason::kOomGpu, session.DescribeOutOfMemory(e));
+  } catch (...) {
+    session.GiveUp();
+    throw;
   }
   environment.report(DoneFrame{result.step, result.stopped});
   return result;
