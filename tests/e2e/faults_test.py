@@ -104,7 +104,8 @@ class FaultsTest(unittest.TestCase):
         self.cluster.cli("submit", self.recipe("after"), "--name", "after", "--watch", check=0)
 
     def test_a_killed_trainer_fails_the_job_and_names_the_rank(self):
-        self.cluster.cli("submit", self.recipe("killed", step_scheduler={"max_steps": 100000}), "--name", "killed", check=0)
+        path = self.recipe("killed", step_scheduler={"max_steps": 100000}, job={"max_retries": 0})
+        self.cluster.cli("submit", path, "--name", "killed", check=0)
         self.cluster.wait_state("killed", "RUNNING")
         pids = cluster.wait_until("two trainers", lambda: len(p := self.cluster.trainer_pids()) == 2 and p, 20)
         os.kill(pids[1], signal.SIGKILL)
