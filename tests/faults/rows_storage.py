@@ -121,8 +121,9 @@ def disk_fails(run):
 def damaged_checkpoint(run):
     for damage in ("truncate", "no manifest", "flip"):
         with cluster.cluster(nodes=1, ranks=1, flags=["--verify-checksums", "true"]) as made:
-            name = made.submit("job", steps=60, step_ms=15, every=10)
-            made.wait_step(name, 25)
+            # Steps long enough that the next checkpoint is not there before the damage is done.
+            name = made.submit("job", steps=60, step_ms=50, every=10)
+            made.wait_step(name, 21)
             newest = made.job_dir(name) / "checkpoints/step-20"
             wait_until("the checkpoint", newest.exists, 5)
             model = newest / "model.safetensors"
